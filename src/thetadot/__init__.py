@@ -1,0 +1,24 @@
+"""thetadot: traces neural-network training as the ordinary differential equation θ̇ = −∇L.
+
+A loss is a pure JAX function; its gradient flow is integrated adaptively, with the times at which it crosses levels,
+its plateaus and descents, and the error of every number.
+"""
+
+from importlib.metadata import version as _version
+
+from . import data as data
+from . import inits as inits
+from . import models as models
+from . import observables as observables
+from . import solvers as solvers
+from . import theory as theory
+from .flow import gradient_flow as gradient_flow
+from .problem import Problem as Problem
+from .stages import Measured as Measured
+from .stages import Stage as Stage
+from .stages import crossing_times as crossing_times
+from .stages import find_stages as find_stages
+from .trajectory import Trajectory as Trajectory
+from .trajectory import load as load
+
+__version__ = _version("thetadot")

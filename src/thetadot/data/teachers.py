@@ -1,0 +1,31 @@
+"""Teachers: targets with known structure."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from thetadot._types import Key, Keys
+
+
+def orthogonal_target(
+    singular_values: Float[Array, " r"], size: int | tuple[int, int], *, key: Key | Keys
+) -> Float[Array, "C D"]:
+    """`M = U diag(s) V^T` with U and V the orthonormal factors of Gaussian matrices.
+
+    Args:
+        singular_values: The nonzero singular values s, in any order.
+        size: Number of rows and columns, or (rows, columns).
+        key: One key, split into two; or an array of two keys, for U and for V.
+    """
+    rows, cols = (size, size) if isinstance(size, int) else size
+    rank = singular_values.shape[0]
+    if rank > min(rows, cols):
+        raise ValueError(
+            f"`orthogonal_target(singular_values=...)` has {rank} values, but a {rows}×{cols} matrix has at most "
+            f"{min(rows, cols)}. Give fewer or raise `size`."
+        )
+    key_u, key_v = key if key.shape == (2,) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jr.split(key)
+    u, _ = jnp.linalg.qr(jr.normal(key_u, (rows, rows)))
+    v, _ = jnp.linalg.qr(jr.normal(key_v, (cols, cols)))
+    return (u[:, :rank] * singular_values[None, :]) @ v[:, :rank].T

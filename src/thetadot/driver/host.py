@@ -1,0 +1,174 @@
+"""The loop on the host: drives compiled chunks, collects their rows and says how it ended."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import PyTree
+
+from ..problem import Problem, squared_norm
+from ..progress import Report
+from ..solvers import describe_solver, enlarge, may_enlarge, step_cost
+from .loop import advance, start
+from .state import Flow, Outcome, Rows
+
+_CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
+_DRIVER_GRADIENTS = 3  # of an accepted step: its two inner Gauss–Lobatto points and its end
+_PROBES = 8  # of the scale of an invariant
+
+
+class Run:
+    """A flow in progress. `drive` runs it to its outcome; afterwards everything it recorded is on the host."""
+
+    def __init__(self, flow: Flow, problem: Problem, params0: PyTree, t1: float, max_steps: int):
+        self.flow, self.problem, self.max_steps = flow, problem, max_steps
+        self.t1 = jnp.asarray(t1, flow.levels.dtype)
+        self.solvers = [describe_solver(flow.solver)]
+        self.num_gradients, self.num_products = 0, 0
+        self.state, self.row0 = start(flow, problem, params0, self.t1)
+        self.ts: list[np.ndarray] = []
+        self.rows: list[dict[str, np.ndarray]] = []
+        self.crossing_ts: list[list[float]] = [[] for _ in flow.crossing_names]
+        if flow.grid is None or (flow.grid.size > 0 and float(flow.grid[0]) == 0):
+            self._append(np.zeros(1), {name: np.asarray(x)[None] for name, x in self.row0.items()})
+            self.state = eqx.tree_at(lambda s: s.saved, self.state, jnp.array(1))
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the flow ended, or RUNNING."""
+        return Outcome(int(self.state.outcome))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps tried so far."""
+        return int(self.state.num_accepted) + int(self.state.num_rejected)
+
+    def drive(self, show: Callable[[Report], None] | None = None) -> None:
+        """Runs chunk after chunk until the flow has an outcome or its steps are used up."""
+        began = time.perf_counter()
+        while self.num_steps < self.max_steps and self.outcome == Outcome.RUNNING:
+            budget = self.max_steps - self.num_steps
+            before = self.num_steps, int(self.state.num_accepted)
+            self.state, rows, strained = advance(
+                self.flow,
+                self.problem,
+                self.state,
+                self.t1,
+                jnp.array(min(budget, _CHUNK_STEPS) if show else budget),
+            )
+            self._collect(rows)
+            self._count(self.num_steps - before[0], int(self.state.num_accepted) - before[1])
+            if show:
+                show(self._report(time.perf_counter() - began))
+            if bool(strained):
+                self._enlarge()
+        if self.outcome == Outcome.RESTED:
+            self._rest()
+
+    def series(self) -> dict[str, np.ndarray]:
+        """The rows, joined."""
+        names = self.row0
+        if not self.rows:
+            return {name: np.zeros((0, *x.shape), x.dtype) for name, x in names.items()}
+        return {name: np.concatenate([rows[name] for rows in self.rows]) for name in names}
+
+    def stats(self) -> dict:
+        """Numbers of the solve, as plain Python."""
+        state = self.state
+        drop = float(self.row0["loss"]) - float(state.loss)
+        dissipation = float(state.dissipation)
+        scale = max(abs(drop), abs(dissipation))
+        counted = step_cost(self.flow.solver) is not None
+        return {
+            "num_steps": self.num_steps,
+            "num_accepted": int(state.num_accepted),
+            "num_rejected": int(state.num_rejected),
+            "num_gradients": self.num_gradients if counted else None,
+            "num_products": self.num_products if counted else None,
+            "t1": float(state.t),
+            "loss1": float(state.loss),
+            "grad_norm1": float(jnp.sqrt(squared_norm(state.grad))),
+            "energy_error": abs(drop - dissipation) / scale if scale > 0 else 0.0,
+            "conservation": self._conservation(),
+            "solver": " → ".join(self.solvers),
+        }
+
+    def _append(self, ts: np.ndarray, rows: dict[str, np.ndarray]) -> None:
+        self.ts.append(ts)
+        self.rows.append(rows)
+
+    def _collect(self, rows: Rows) -> None:
+        count = int(rows.count)
+        if count:
+            series = {name: np.asarray(x[:count]) for name, x in rows.series.items()}
+            self._append(np.asarray(rows.ts[:count]), series)
+        for i in range(int(rows.num_crossings)):
+            self.crossing_ts[int(rows.crossing[i])].append(float(rows.crossing_ts[i]))
+
+    def _count(self, tried: int, accepted: int) -> None:
+        gradients, products = step_cost(self.flow.solver) or (0, 0)
+        self.num_gradients += tried * gradients + accepted * _DRIVER_GRADIENTS
+        self.num_products += tried * products
+
+    def _enlarge(self) -> None:
+        solver, solver_state = enlarge(self.flow.solver, self.state.solver_state)
+        num_params = solver_state.basis.shape[0]
+        self.flow = dataclasses.replace(self.flow, solver=solver, may_switch=may_enlarge(solver, num_params))
+        self.state = eqx.tree_at(lambda s: s.solver_state, self.state, solver_state)
+        self.solvers.append(describe_solver(solver))
+
+    def _rest(self) -> None:
+        """A flow that has converged stays where it is: at `t1`, and at the save times still to come."""
+        grid = self.flow.grid
+        left = np.asarray(self.t1)[None] if grid is None else np.asarray(grid[int(self.state.saved) :])
+        if left.size:
+            last = self._last_row()
+            self._append(left, {name: np.repeat(x[None], left.size, axis=0) for name, x in last.items()})
+
+    def _last_row(self) -> dict[str, np.ndarray]:
+        from .record import observe
+
+        s = self.state
+        row = eqx.filter_jit(observe)(self.flow, self.problem, s.params, s.loss, s.grad, s.dissipation)
+        return {name: np.asarray(x) for name, x in row.items()}
+
+    def _report(self, elapsed: float) -> Report:
+        ts = np.concatenate(self.ts) if self.ts else np.zeros(0)
+        losses = np.concatenate([rows["loss"] for rows in self.rows]) if self.rows else np.zeros(0)
+        grad_norm = float(jnp.sqrt(squared_norm(self.state.grad)))
+        speed = self.num_steps / max(elapsed, 1e-9)
+        state = self.state
+        return Report(float(state.t), float(self.t1), float(state.loss), grad_norm, self.num_steps, speed, ts, losses)
+
+    def _conservation(self) -> dict[str, float]:
+        """Drift of each invariant C, relative to what relative errors of the parameters would do to it.
+
+        max_t ‖C(t) − C(0)‖ over the root mean square of ‖∂C · (z ∘ θ)‖ for random signs z: a drift of 1e-6 is what
+        independent relative errors of 1e-6 in every parameter would cause.
+        """
+        if not self.problem.conserved:
+            return {}
+        scales = _invariant_scales(self.problem, self.state.params)
+        names = [name for name, _ in self.problem.conserved]
+        pairs = zip(names, self.state.drift, scales, strict=True)
+        return {name: float(d) / float(s) if float(s) > 0 else float(d) for name, d, s in pairs}
+
+
+@eqx.filter_jit
+def _invariant_scales(problem: Problem, params: PyTree) -> list:
+    leaves, structure = jax.tree.flatten(params)
+
+    def change(fn, key):
+        keys = jr.split(key, len(leaves))
+        signed = [leaf * jr.rademacher(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=True)]
+        tangent = jax.tree.unflatten(structure, signed)
+        _, moved = jax.jvp(lambda p: fn(p, problem.data), (params,), (tangent,))
+        return squared_norm(moved)
+
+    keys = jr.split(jr.key(0), _PROBES)
+    return [jnp.sqrt(jnp.mean(jax.vmap(lambda k, f=fn: change(f, k))(keys))) for _, fn in problem.conserved]

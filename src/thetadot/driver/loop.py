@@ -1,0 +1,68 @@
+"""The compiled loop: a pure function of a state, driven in chunks."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
+
+from ..problem import Problem
+from ..solvers import DeflatedExponential
+from .record import at_levels, empty_rows, observe
+from .state import MAX_EVENTS, Flow, Outcome, Rows, State
+from .step import TERM, attempt
+
+
+@eqx.filter_jit
+def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dict[str, Array]]:
+    """The state at t = 0 and its row."""
+    t0 = jnp.zeros_like(t1)
+    order = flow.solver.error_order(TERM)
+    t_next, controller_state = flow.controller.init(TERM, t0, t1, params0, None, problem, flow.solver.func, order)
+    loss, grad = problem.value_and_grad(params0)
+    invariants0 = tuple(fn(params0, problem.data) for _, fn in problem.conserved)
+    zero = jnp.array(0)
+    state = State(
+        t=t0,
+        t_next=t_next,
+        params=params0,
+        loss=loss,
+        grad=grad,
+        dissipation=jnp.zeros_like(loss),
+        at_levels=at_levels(flow, problem, params0, loss, grad),
+        solver_state=flow.solver.init(TERM, t0, t_next, params0, problem),
+        controller_state=controller_state,
+        invariants0=invariants0,
+        drift=tuple(jnp.zeros_like(loss) for _ in invariants0),
+        saved=zero,
+        resting=zero,
+        num_accepted=zero,
+        num_rejected=zero,
+        outcome=jnp.array(int(Outcome.RUNNING)),
+    )
+    return state, observe(flow, problem, params0, loss, grad, state.dissipation)
+
+
+@eqx.filter_jit
+def advance(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[State, Rows, Bool[Array, ""]]:
+    """Steps until the flow ends, `max_steps` steps were tried, the rows are full or the solver is strained."""
+    rows = empty_rows(flow, problem, state)
+    before = state.num_accepted + state.num_rejected
+
+    def unfinished(carry):
+        state, rows = carry
+        go_on = state.outcome == int(Outcome.RUNNING)
+        go_on &= state.num_accepted + state.num_rejected - before < max_steps
+        go_on &= rows.num_crossings + 3 * len(flow.crossing_names) <= MAX_EVENTS
+        if flow.grid is None:
+            go_on &= rows.count < flow.capacity
+        return go_on & ~strained(flow, state)
+
+    state, rows = jax.lax.while_loop(unfinished, lambda carry: attempt(flow, problem, *carry, t1), (state, rows))
+    return state, rows, strained(flow, state)
+
+
+def strained(flow: Flow, state: State) -> Bool[Array, ""]:
+    """Whether the solver would do better with a larger rank."""
+    if not flow.may_switch or not isinstance(flow.solver, DeflatedExponential):
+        return jnp.array(False)
+    return flow.solver.strained(state.solver_state)

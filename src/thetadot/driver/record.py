@@ -1,0 +1,83 @@
+"""Rows and crossings: what a step leaves behind."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..problem import Problem, squared_norm
+from .state import MAX_EVENTS, Flow, Rows, State
+
+
+def observe(flow: Flow, problem: Problem, params, loss, grad, dissipation) -> dict[str, Array]:
+    """One row: the standing series and the user's observables."""
+    row = {"loss": loss, "grad_norm": jnp.sqrt(squared_norm(grad)), "dissipation": dissipation}
+    return row | {name: jnp.asarray(fn(params, problem.data)) for name, fn in flow.observables}
+
+
+def at_levels(flow: Flow, problem: Problem, params, loss, grad) -> Float[Array, " C"]:
+    """The observables that crossings watch, minus their levels."""
+    known = {"loss": loss, "grad_norm": jnp.sqrt(squared_norm(grad))}
+    fns = dict(flow.observables)
+    needed = {name: known[name] if name in known else fns[name](params, problem.data) for name in flow.crossing_names}
+    values = [jnp.asarray(needed[name], flow.levels.dtype) for name in flow.crossing_names]
+    return jnp.stack(values) - flow.levels if values else jnp.zeros(0, flow.levels.dtype)
+
+
+def empty_rows(flow: Flow, problem: Problem, state: State) -> Rows:
+    """Room for what a chunk will record."""
+    row = jax.eval_shape(lambda s: observe(flow, problem, s.params, s.loss, s.grad, s.dissipation), state)
+    series = {name: jnp.zeros((flow.capacity, *x.shape), x.dtype) for name, x in row.items()}
+    zero = jnp.array(0)
+    none = jnp.zeros(MAX_EVENTS, state.t.dtype)
+    return Rows(series, jnp.zeros(flow.capacity, state.t.dtype), zero, jnp.zeros(MAX_EVENTS, int), none, zero)
+
+
+def record(flow: Flow, problem: Problem, state: State, rows: Rows, t0, t1, at: Callable, dissipated: Callable):
+    """Appends the end of the step, or the save times it passed."""
+    if flow.grid is None:
+        row = observe(flow, problem, state.params, state.loss, state.grad, state.dissipation)
+        return state, _append(rows, state.t, row)
+    grid = flow.grid
+
+    def pending(carry):
+        saved, _ = carry
+        return (saved < grid.size) & (grid[jnp.minimum(saved, grid.size - 1)] <= state.t)
+
+    def save(carry):
+        saved, rows = carry
+        x = jnp.asarray((grid[saved] - t0) / (t1 - t0), state.loss.dtype)
+        return saved + 1, _append(rows, grid[saved], observe(flow, problem, *at(x), dissipated(x)))
+
+    saved, rows = jax.lax.while_loop(pending, save, (state.saved, rows))
+    return eqx.tree_at(lambda s: s.saved, state, saved), rows
+
+
+def record_crossings(rows: Rows, t0, t1, roots: Float[Array, "K-1 C"]) -> Rows:
+    """Appends the crossings of a step, earliest first."""
+    if roots.size == 0:
+        return rows
+    times = roots.ravel()
+    order = jnp.argsort(times)
+    # Slots beyond the end are dropped: those of the crossings that did not happen.
+    slots = jnp.where(jnp.isfinite(times[order]), rows.num_crossings + jnp.arange(times.size), MAX_EVENTS)
+    where = lambda r: (r.crossing, r.crossing_ts, r.num_crossings)  # noqa: E731
+    ts = t0 + times[order].astype(t0.dtype) * (t1 - t0)
+    which = order % roots.shape[1]
+    return eqx.tree_at(
+        where,
+        rows,
+        (
+            rows.crossing.at[slots].set(which, mode="drop"),
+            rows.crossing_ts.at[slots].set(ts, mode="drop"),
+            rows.num_crossings + jnp.sum(jnp.isfinite(times)),
+        ),
+    )
+
+
+def _append(rows: Rows, t, row: dict[str, Array]) -> Rows:
+    series = {name: rows.series[name].at[rows.count].set(row[name]) for name in row}
+    where = lambda r: (r.series, r.ts, r.count)  # noqa: E731
+    return eqx.tree_at(where, rows, (series, rows.ts.at[rows.count].set(t), rows.count + 1))

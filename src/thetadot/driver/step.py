@@ -1,0 +1,168 @@
+"""One step of the compiled loop: attempt, look inside, accept or reject."""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..crossings import locate, sign_changes
+from ..problem import Problem, squared_norm, vector_field
+from .record import at_levels, record, record_crossings
+from .state import Flow, Outcome, Rows, State
+
+TERM = dfx.ODETerm(vector_field)
+
+_KNOTS = np.array([0.0, (1 - 1 / np.sqrt(5)) / 2, (1 + 1 / np.sqrt(5)) / 2, 1.0])  # Gauss–Lobatto on [0, 1]
+# ∫₀ˣ of the cubic through values at the knots = (x, x², x³, x⁴) · _ANTIDERIVATIVE · values; at x = 1 these are the
+# Gauss–Lobatto weights 1/12, 5/12, 5/12, 1/12.
+_ANTIDERIVATIVE = np.linalg.inv(np.vander(_KNOTS, increasing=True)) / np.arange(1, 5)[:, None]
+
+_STEPS_AT_REST = 30  # consecutive steps that move nothing but rounding, before the flow counts as converged
+
+
+class _Step(eqx.Module):
+    t0: Array
+    t1: Array
+    t_next: Array
+    params1: PyTree
+    dense_info: Any
+    solver_state: PyTree
+    controller_state: PyTree
+
+
+def attempt(flow: Flow, problem: Problem, state: State, rows: Rows, t1) -> tuple[State, Rows]:
+    """One attempted step."""
+    t_end = jnp.minimum(state.t_next, t1)
+    params1, error, dense_info, solver_state, result = flow.solver.step(
+        TERM, state.t, t_end, state.params, problem, state.solver_state, jnp.array(False)
+    )
+    order = flow.solver.error_order(TERM)
+    keep, _, t_next, _, controller_state, _ = flow.controller.adapt_step_size(
+        state.t, t_end, state.params, params1, problem, error, order, state.controller_state
+    )
+    step = _Step(state.t, t_end, t_next, params1, dense_info, solver_state, controller_state)
+    state, rows = jax.lax.cond(
+        keep & (result == dfx.RESULTS.successful),
+        lambda: _accept(flow, problem, state, rows, step, t1),
+        lambda: (_reject(state, jnp.minimum(t_next, (state.t + t_end) / 2)), rows),
+    )
+    stuck = (state.outcome == int(Outcome.RUNNING)) & (state.t_next <= state.t)
+    outcome = jnp.where(stuck, int(Outcome.UNDERFLOW), state.outcome)
+    return eqx.tree_at(lambda s: s.outcome, state, outcome), rows
+
+
+def _reject(state: State, t_next) -> State:
+    return eqx.tree_at(lambda s: (s.t_next, s.num_rejected), state, (t_next, state.num_rejected + 1))
+
+
+def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step, t1) -> tuple[State, Rows]:
+    """Looks inside the step, then moves the state to its end, or to the crossing that stops the flow."""
+    path = flow.solver.interpolation_cls(t0=step.t0, t1=step.t1, **step.dense_info)
+
+    def at(x):
+        params = path.evaluate(step.t0 + x.astype(step.t0.dtype) * (step.t1 - step.t0))
+        return params, *problem.value_and_grad(params)
+
+    knots = jnp.asarray(_KNOTS, state.loss.dtype)
+    inner, (loss1, grad1) = jax.vmap(at)(knots[1:3]), problem.value_and_grad(step.params1)
+    levels1 = at_levels(flow, problem, step.params1, loss1, grad1)
+    speeds = jnp.stack([squared_norm(state.grad), *jax.vmap(squared_norm)(inner[2]), squared_norm(grad1)])
+
+    def dissipated(x):
+        powers = x ** jnp.arange(1, 5)
+        h = jnp.asarray(step.t1 - step.t0, x.dtype)
+        return state.dissipation + h * (powers @ jnp.asarray(_ANTIDERIVATIVE, x.dtype) @ speeds)
+
+    levels = jnp.stack([state.at_levels, *jax.vmap(lambda *p: at_levels(flow, problem, *p))(*inner), levels1])
+    roots = _roots(flow, lambda x: at_levels(flow, problem, *at(x)), knots, levels)
+    x_end = jnp.ones_like(loss1) if flow.stop is None else jnp.minimum(jnp.min(roots[:, flow.stop]), 1)
+    roots = jnp.where(roots <= x_end, roots, jnp.inf)
+    stopped = jnp.array(False) if flow.stop is None else jnp.any(jnp.isfinite(roots[:, flow.stop]))
+    t_end = jnp.where(stopped, step.t0 + x_end.astype(step.t0.dtype) * (step.t1 - step.t0), step.t1)
+    params, loss, grad = step.params1, loss1, grad1
+    if flow.stop is not None:
+        params, loss, grad = jax.lax.cond(stopped, lambda: at(x_end), lambda: (params, loss, grad))
+
+    moved = State(
+        t=t_end,
+        t_next=step.t_next,
+        params=params,
+        loss=loss,
+        grad=grad,
+        dissipation=dissipated(x_end),
+        at_levels=levels1,
+        solver_state=step.solver_state,
+        controller_state=step.controller_state,
+        invariants0=state.invariants0,
+        drift=_drift(problem, state, params),
+        saved=state.saved,
+        resting=_resting(state, params, grad),
+        num_accepted=state.num_accepted + 1,
+        num_rejected=state.num_rejected,
+        outcome=state.outcome,
+    )
+    outcome = jnp.where(t_end >= t1, int(Outcome.REACHED), int(Outcome.RUNNING))
+    outcome = jnp.where(moved.resting >= _STEPS_AT_REST, int(Outcome.RESTED), outcome)
+    outcome = jnp.where(stopped, int(Outcome.STOPPED), outcome)
+    moved = eqx.tree_at(lambda s: s.outcome, moved, outcome)
+
+    moved, rows_moved = record(flow, problem, moved, rows, step.t0, step.t1, at, dissipated)
+    rows_moved = record_crossings(rows_moved, step.t0, step.t1, roots)
+    sound = _is_sound(state, moved)
+    rejected = _reject(state, (3 * state.t + step.t1) / 4)
+    choose = lambda new, old: jnp.where(sound, new, old)  # noqa: E731
+    return jax.tree.map(choose, moved, rejected), jax.tree.map(choose, rows_moved, rows)
+
+
+def _is_sound(before: State, after: State) -> Bool[Array, ""]:
+    """Whether the step obeys the energy identity, whatever its error estimate says.
+
+    A gradient flow loses exactly what it dissipates. An error estimate compares two numerical solutions, which may be
+    wrong in the same way; L(t₀) − L(t₁) = ∫‖∇L‖² compares the solution with the loss. It must hold to a tenth, where it
+    can be measured: not for steps that move by rounding only, nor below the rounding of the loss. A loss that is not
+    finite, or that rises, never obeys it.
+    """
+    eps = jnp.finfo(after.loss.dtype).eps
+    dissipated = after.dissipation - before.dissipation
+    defect = jnp.abs(before.loss - after.loss - dissipated)
+    displacement = squared_norm(jax.tree.map(jnp.subtract, after.params, before.params))
+    still = displacement <= (1e4 * eps) ** 2 * squared_norm(after.params)
+    finite = jnp.isfinite(after.loss) & jnp.isfinite(squared_norm(after.grad))
+    return finite & (still | (defect <= 0.1 * dissipated + 100 * eps * jnp.abs(before.loss)))
+
+
+def _roots(flow: Flow, values, knots, at_knots) -> Float[Array, "K-1 C"]:
+    """Crossings in the step, as x in [0, 1]; the root finder runs only in steps that have one."""
+    none = jnp.full((knots.size - 1, len(flow.crossing_names)), jnp.inf, knots.dtype)
+    if not flow.crossing_names:
+        return none
+    directions = jnp.broadcast_to(flow.directions, none.shape)
+    crossed = jnp.any(sign_changes(at_knots[:-1], at_knots[1:], directions))
+    return jax.lax.cond(crossed, lambda: locate(values, knots, at_knots, flow.directions), lambda: none)
+
+
+def _drift(problem: Problem, state: State, params) -> tuple[Float[Array, ""], ...]:
+    """Largest ‖C(t) − C(0)‖ so far of each invariant."""
+    now = (fn(params, problem.data) for _, fn in problem.conserved)
+    return tuple(
+        jnp.maximum(old, jnp.sqrt(jnp.sum((c - c0) ** 2)))
+        for old, c, c0 in zip(state.drift, now, state.invariants0, strict=True)
+    )
+
+
+def _resting(state: State, params, grad) -> Int[Array, ""]:
+    """Steps in a row that moved by rounding only: nothing at all, or a little along a gradient that is noise.
+
+    Slow growth away from a saddle moves along a steady gradient and is never taken for rest.
+    """
+    displacement = squared_norm(jax.tree.map(jnp.subtract, params, state.params))
+    size = squared_norm(params)
+    product = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(state.grad), strict=True))
+    noisy = product < 0.5 * jnp.sqrt(squared_norm(grad)) * jnp.sqrt(squared_norm(state.grad))
+    rounding = (100 * jnp.finfo(size.dtype).eps) ** 2 * size
+    still = (displacement == 0) | ((displacement <= rounding) & noisy)
+    return jnp.where(still, state.resting + 1, 0)

@@ -1,0 +1,65 @@
+"""Ready-made flows, one file each: a dataclass of options that sets up a problem, and the verb that runs it.
+
+    from thetadot.experiments import FocusDilution, run
+    traj = run(FocusDilution(t1=100.0))
+
+`EXPERIMENTS` is the registry that the command line lists.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from thetadot.experiments._setup import Experiment as Experiment
+from thetadot.experiments._setup import Setup as Setup
+from thetadot.experiments.focus_dilution import FocusDilution as FocusDilution
+from thetadot.experiments.matrix_factorization import MatrixFactorization as MatrixFactorization
+from thetadot.flow import gradient_flow
+from thetadot.trajectory import Trajectory
+
+EXPERIMENTS: dict[str, type] = {
+    "focus-dilution": FocusDilution,
+    "matrix-factorization": MatrixFactorization,
+}
+
+
+def name_of(experiment: Any) -> str:
+    """The registered name of an experiment, as `thetadot run` spells it."""
+    return next(name for name, cls in EXPERIMENTS.items() if type(experiment) is cls)
+
+
+def options_of(experiment: Any) -> dict[str, Any]:
+    """The options of an experiment as plain values that JSON can hold."""
+    options = dataclasses.asdict(experiment)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+
+
+def run(experiment: Any, *, progress: bool | Callable = False) -> Trajectory:
+    """Solve an experiment's flow.
+
+    Args:
+        experiment: an instance of one of `EXPERIMENTS`.
+        progress: as in `gradient_flow`.
+
+    Returns:
+        The trajectory, with the experiment's name, options, predicted plateaus and labels in its provenance.
+    """
+    setup: Setup = experiment.setup()
+    traj = gradient_flow(
+        setup.problem,
+        setup.params0,
+        experiment.t1,
+        observables=dict(setup.observables),
+        solver=experiment.solver,
+        rtol=experiment.rtol,
+        progress=progress,
+    )
+    return traj.with_provenance(
+        experiment=name_of(experiment),
+        reference=experiment.reference,
+        options=options_of(experiment),
+        plateaus=dict(setup.plateaus),
+        labels=list(setup.labels),
+        notes=dict(setup.notes),
+    )

@@ -1,0 +1,71 @@
+"""What every experiment hands to the solver, in one record."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from jaxtyping import PyTree
+
+from thetadot.problem import Problem
+
+# Larger arrays (in numbers) are not recorded at every step: a run keeps hundreds to thousands of steps.
+RECORD_LIMIT = 30_000
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A flow that is ready to be solved, and what the theory says about it.
+
+    Attributes:
+        problem: the loss with its data and conservation laws.
+        params0: the parameters at t = 0.
+        observables: name -> `fn(params, data)`; the same functions at every call, so that nothing recompiles.
+        plateaus: name -> predicted loss of a plateau, in the order in which the flow meets them.
+        labels: names of the tokens or modes, for figures.
+        notes: facts about the data worth keeping with the results.
+    """
+
+    problem: Problem
+    params0: PyTree
+    observables: Mapping[str, Callable]
+    plateaus: Mapping[str, float]
+    labels: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Experiment(Protocol):
+    """A frozen dataclass whose fields are the options of `thetadot run`.
+
+    Attributes:
+        reference: the paper whose flow it is.
+        t1: end of the flow, in gradient-flow time.
+        rtol: relative tolerance of the solver.
+        solver: name of a solver.
+    """
+
+    reference: ClassVar[str]
+
+    @property
+    def t1(self) -> float: ...
+    @property
+    def rtol(self) -> float: ...
+    @property
+    def solver(self) -> str: ...
+
+    def setup(self) -> Setup:
+        """Draw the initialization and collect what the solver needs."""
+        ...
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises a ValueError, in one sentence, unless every size is at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"`{name}` must be at least 1; got {size}.")
+
+
+def check_scale(init_scale: float) -> None:
+    """Raises a ValueError, in one sentence, unless the scale is a positive number."""
+    if not (init_scale > 0 and math.isfinite(init_scale)):
+        raise ValueError(f"`init_scale` must be positive and finite; got {init_scale:g}.")

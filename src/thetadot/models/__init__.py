@@ -1,0 +1,15 @@
+"""Networks as pure functions of their parameters, and the losses they are trained on.
+
+A model is a file, not a class: its parameters are a plain pytree, its loss is `loss(params, data)`, and the exact
+conservation laws of its gradient flow stand beside it.
+
+| module | network | loss |
+|---|---|---|
+| `attention` | one-layer attention on a Markov chain | cross-entropy of the next token, population or sampled |
+| `linear` | product of matrices | squared distance to a target matrix |
+| `two_layer` | two-layer network with any activation | mean squared error |
+"""
+
+from thetadot.models import attention as attention
+from thetadot.models import linear as linear
+from thetadot.models import two_layer as two_layer

@@ -1,0 +1,46 @@
+"""Figures of a trajectory: one function each, each returns a matplotlib `Figure` and opens no window.
+
+    from thetadot.plot import loss_figure
+    loss_figure(traj).savefig("loss.png")
+
+What a figure needs beyond the series (predicted plateaus, names of tokens) it takes from its arguments or
+from the trajectory's provenance, where `thetadot.experiments.run` leaves it. At the foot of each figure stand
+the solver, its tolerance and its number of steps: change the tolerance before you believe the picture.
+"""
+
+from matplotlib.figure import Figure
+
+from thetadot.plot.attention import attention_figure as attention_figure
+from thetadot.plot.attention import embedding_figure as embedding_figure
+from thetadot.plot.condensation import condensation_figure as condensation_figure
+from thetadot.plot.loss import loss_figure as loss_figure
+from thetadot.plot.spectra import spectra_figure as spectra_figure
+from thetadot.stages import find_stages
+from thetadot.trajectory import Trajectory
+
+_FIGURES = {
+    "loss": loss_figure,
+    "spectra": spectra_figure,
+    "attention": attention_figure,
+    "embedding": embedding_figure,
+    "condensation": condensation_figure,
+}
+
+
+def figures(traj: Trajectory) -> dict[str, Figure]:
+    """Every figure for which the trajectory has the series, by name.
+
+    Args:
+        traj: a trajectory, fresh or loaded.
+
+    Returns:
+        Name -> figure; "loss" is always among them.
+    """
+    stages = find_stages(traj)
+    drawn = {}
+    for name, draw in _FIGURES.items():
+        try:
+            drawn[name] = draw(traj, stages=stages)
+        except KeyError:  # the series was not recorded
+            continue
+    return drawn

@@ -1,0 +1,43 @@
+"""Live progress, shown from the host between compiled chunks."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Report(NamedTuple):
+    """Where a flow is. `ts` and `losses` are the rows recorded so far."""
+
+    t: float
+    t1: float
+    loss: float
+    grad_norm: float
+    num_steps: int
+    steps_per_s: float
+    ts: np.ndarray
+    losses: np.ndarray
+
+
+@contextlib.contextmanager
+def live_line(progress: bool | Callable[[Report], None]) -> Iterator[Callable[[Report], None] | None]:
+    """A function to call with reports: the user's own, a live line on stderr, or None for no progress."""
+    if not progress:
+        yield None
+    elif callable(progress):
+        yield progress
+    else:
+        from rich.console import Console
+        from rich.live import Live
+
+        with Live(console=Console(stderr=True), refresh_per_second=8, transient=True) as live:
+            yield lambda report: live.update(describe(report))
+
+
+def describe(report: Report) -> str:
+    """One line: time, loss, gradient norm, speed."""
+    return (
+        f"t = {report.t:.6g} of {report.t1:.6g}   loss {report.loss:.6g}   ‖∇L‖ {report.grad_norm:.2e}   "
+        f"{report.num_steps} steps, {report.steps_per_s:.0f}/s"
+    )

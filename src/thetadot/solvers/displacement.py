@@ -1,0 +1,129 @@
+"""Step-size control that measures the local error against the displacement of the step.
+
+Near a saddle the parameters are O(1), but the component that decides when the flow escapes is tiny (1e-6, or less)
+and growing. A tolerance relative to ‖θ‖ lets that component be wrong by 100 %. The displacement ‖θ₁ − θ₀‖ of a step
+*is* that component there, so
+
+    ‖error‖ ≤ rtol · ‖θ₁ − θ₀‖ + floor · ‖θ₁‖            (root mean square over all parameters)
+
+keeps the direction field right to `rtol` wherever the flow moves at all, and the relative error of an escape time
+becomes proportional to `rtol` at every initialization scale.
+
+The floor stands for rounding: one evaluation of θ + h f rounds at the level of ε_machine ‖θ‖, and an error below that
+cannot be asked for. Without it the steps would shrink for ever once the flow has converged and its displacement is
+nothing but rounding.
+
+A method whose error estimate is O(h^q) has a relative one of O(h^(q−1)), since the displacement is O(h): this is the
+exponent of the step-size update.
+
+The next step follows the trend of the last two (Gustafsson's predictive controller): while a flow accelerates away from
+a saddle each step must be shorter than the one before by about the same factor, and a controller that repeats the last
+good step has every second one rejected.
+
+Reference:
+    Gustafsson (1994), Control-theoretic techniques for stepsize selection in implicit Runge–Kutta methods, ACM Trans.
+    Math. Softw. 20, 496–517; in this form Hairer and Wanner, Solving ODEs II, IV.8, eq. (8.25).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from diffrax import RESULTS, AbstractAdaptiveStepSizeController
+from jaxtyping import Array, PyTree
+
+
+class DisplacementController(AbstractAdaptiveStepSizeController):
+    """Accepts a step when its error is below `rtol` times the distance it moved.
+
+    Works with every diffrax solver that estimates its error, in `diffrax.diffeqsolve` too.
+
+    Attributes:
+        rtol: bound on error / displacement of each step. 1e-3 gives escape times to about three digits.
+        atol: absolute bound added to it, root mean square over the parameters. Zero, unless θ = 0 is where the flow
+            ends.
+        floor: rounding floor relative to ‖θ‖, in units of the machine epsilon of the parameters' dtype.
+        safety: aims at this fraction of the largest acceptable error.
+        min_factor: largest shrinking of a step.
+        max_factor: largest growth of a step.
+    """
+
+    rtol: float | Array
+    atol: float | Array = 0.0
+    floor: float = 100.0
+    safety: float = 0.9
+    min_factor: float = 0.2
+    max_factor: float = 6.0
+    norm: Callable = optx.rms_norm
+
+    def wrap(self, direction):
+        """Nothing to add: flows run forward."""
+        del direction
+        return self
+
+    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
+        """First step by comparing the field at the start and after a small Euler step.
+
+        The step is where the field has changed by rtol^(1/(q−1)) of itself, the size at which a method with an
+        error of order q leaves a relative error of about rtol (Hairer, Nørsett, Wanner, Solving ODEs I, II.4, with
+        the state's norm replaced by the displacement's).
+        """
+        if dt0 is not None:
+            return t0 + dt0, self._no_history(y0)
+        order = 5.0 if error_order is None else error_order
+        f0 = func(terms, t0, y0, args)
+        speed, size = self.norm(f0), self.norm(y0)
+        span = jnp.asarray(t1 - t0, size.dtype)
+        # Moves θ by 1 % of itself; the whole span if the flow starts at rest or at θ = 0.
+        probe = jnp.minimum(jnp.where((speed > 0) & (size > 0), 0.01 * size / speed, 1e-3 * span), span)
+        f1 = func(terms, t0 + probe, _axpy(probe, f0, y0), args)
+        change = self.norm(_axpy(-1.0, f0, f1))
+        rate = jnp.where(speed > 0, change / jnp.where(speed > 0, speed * probe, 1), 0)
+        wanted = jnp.asarray(self.rtol, probe.dtype) ** (1 / (order - 1)) / jnp.where(rate > 0, rate, 1)
+        wanted = jnp.where((rate > 0) & jnp.isfinite(rate), wanted, probe)
+        first = jnp.minimum(jnp.minimum(wanted, 100 * probe), span)
+        return t0 + first.astype(jnp.result_type(t1)), self._no_history(y0)
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        """Accepts or rejects, and sets the next step from the ratio of error to tolerance."""
+        del args
+        if y_error is None:
+            raise RuntimeError(
+                "This solver does not estimate its error, so its steps cannot be adapted: "
+                "wrap it in `diffrax.HalfSolver`."
+            )
+        ratio = self._error_ratio(y0, y1_candidate, y_error)
+        keep = ratio <= 1
+        step = jnp.asarray(t1 - t0, ratio.dtype)
+        last_step, last_ratio = controller_state
+        exponent = 1 / (error_order - 1)
+        ratio = jnp.maximum(ratio, jnp.finfo(ratio.dtype).eps)  # an exact step: grow as far as allowed
+        factor = ratio**-exponent
+        trend = step / last_step * (last_ratio / ratio) ** exponent
+        factor = jnp.where(keep & jnp.isfinite(trend), jnp.minimum(factor, factor * trend), factor)
+        factor = jnp.clip(self.safety * factor, self.min_factor, self.max_factor)
+        factor = jnp.where(jnp.isfinite(factor), factor, self.min_factor)
+        next_step = factor.astype(jnp.result_type(t1)) * (t1 - t0)
+        start = jnp.where(keep, t1, t0)
+        history = jnp.where(keep, step, last_step), jnp.where(keep, ratio, last_ratio)
+        return keep, start, start + next_step, jnp.array(False), history, RESULTS.successful
+
+    def _no_history(self, y0: PyTree) -> tuple[Array, Array]:
+        """Step and error ratio of the last accepted step: NaN, so that no trend is taken from them."""
+        nan = jnp.full_like(self.norm(y0), jnp.nan)
+        return nan, nan
+
+    def _error_ratio(self, y0: PyTree, y1: PyTree, y_error: PyTree) -> Array:
+        displacement = self.norm(_axpy(-1.0, y0, y1))
+        size = self.norm(y1)
+        epsilon = jnp.finfo(displacement.dtype).eps
+        rtol, atol = (jnp.asarray(tol, size.dtype) for tol in (self.rtol, self.atol))
+        scale = rtol * displacement + self.floor * epsilon * size + atol
+        error = self.norm(y_error)
+        ratio = jnp.where(error == 0, 0, error / jnp.where(scale > 0, scale, jnp.finfo(scale.dtype).tiny))
+        return jnp.where(jnp.isfinite(error) & jnp.isfinite(scale), ratio, jnp.inf)
+
+
+def _axpy(a, x: PyTree, y: PyTree) -> PyTree:
+    return jax.tree.map(lambda xi, yi: jnp.asarray(a, yi.dtype) * xi + yi, x, y)

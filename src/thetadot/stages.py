@@ -1,0 +1,186 @@
+"""Plateaus, descents and escape times: what a trajectory did, and how well the times are known."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from scipy.interpolate import CubicHermiteSpline
+from scipy.signal import find_peaks
+
+from .flow import check_rtol, gradient_flow
+from .problem import Problem
+from .trajectory import Trajectory
+
+_LADDER = (100.0, 10.0, 1.0)  # rungs of `crossing_times`, in units of rtol
+_LOOSEST = 1e-2
+_FLOOR = 16  # rounding errors of t that no ladder can see, in units of its machine epsilon
+
+
+class Stage(eqx.Module):
+    """One stage of a flow: `kind` is "plateau", "descent" or "converged".
+
+    `loss` is the loss in the middle of a plateau (where the gradient is smallest), at the end of a descent, or the last
+    one of a flow that has converged.
+    """
+
+    kind: Literal["plateau", "descent", "converged"]
+    t_start: float
+    t_end: float
+    loss: float
+
+    def __repr__(self) -> str:
+        return f"Stage({self.kind}, t {self.t_start:.5g} … {self.t_end:.5g}, loss {self.loss:.6g})"
+
+
+class Measured(eqx.Module):
+    """A number and its error; NaN where it was never reached."""
+
+    value: float
+    error: float
+
+    def __repr__(self) -> str:
+        return f"{self.value:.12g} ± {self.error:.1g}"
+
+
+def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05) -> list[Stage]:
+    """Splits a trajectory at its saddles.
+
+    A flow that passes a saddle slows down and speeds up again, so ‖∇L‖² = −dL/dt has a valley on each plateau and a
+    peak in each descent. Peaks and valleys are those of log ‖∇L‖² whose prominence is at least `prominence` (in
+    nats), whatever the scale of time. A descent is the middle 1 − 2·`margin` of the drop of the loss between its two
+    plateaus; the plateaus are what lies between the descents. The last stage is "converged" where the gradient
+    falls until the end of the trajectory and what is left to fall is small beside the drop before it.
+
+    Args:
+        traj: a trajectory; its accepted steps (`ts=None`) resolve every stage, a grid may not.
+        prominence: how much slower the flow must be on a plateau than on either side, in nats of ‖∇L‖². 2.0 is a
+            factor 2.7 in ‖∇L‖.
+        margin: share of each drop that counts to the plateaus before and after it.
+
+    Returns:
+        Stages in order, without gaps. An empty list for a trajectory of fewer than three rows.
+    """
+    ts, loss = np.asarray(traj.ts, float), np.asarray(traj["loss"], float)
+    speed = np.asarray(traj["grad_norm"], float) ** 2
+    if ts.size < 3:
+        return []
+    tiny = np.finfo(float).tiny
+    peaks, valleys = _peaks_and_valleys(np.log(np.maximum(speed, tiny)), prominence)
+    if not peaks:
+        kind = "converged" if _is_converged(ts, loss, speed, 0) else "plateau"
+        return [Stage(kind, float(ts[0]), float(ts[-1]), float(loss[-1]))]
+    curve = CubicHermiteSpline(ts, loss, -speed)
+    stages, t = [], float(ts[0])
+    for i, _ in enumerate(peaks):
+        before, after = valleys[i], valleys[i + 1]
+        drop = loss[before] - loss[after]
+        t_start = _passage(curve, ts, loss, before, after, loss[before] - margin * drop)
+        t_end = _passage(curve, ts, loss, before, after, loss[after] + margin * drop)
+        if t_start > t:
+            stages.append(Stage("plateau", t, t_start, float(loss[before])))
+        stages.append(Stage("descent", t_start, t_end, float(curve(t_end))))
+        t = t_end
+    if t < ts[-1]:
+        kind = "converged" if _is_converged(ts, loss, speed, peaks[-1]) else "plateau"
+        last = loss[-1] if kind == "converged" else loss[valleys[-1]]
+        stages.append(Stage(kind, t, float(ts[-1]), float(last)))
+    return stages
+
+
+def _peaks_and_valleys(log_speed: np.ndarray, prominence: float) -> tuple[list[int], list[int]]:
+    """Rows of the peaks, and of the valley before each and after the last; the ends count as valleys."""
+    walled = np.concatenate([[-np.inf], log_speed, [-np.inf]])  # so that a peak may stand at either end
+    peaks = find_peaks(np.maximum(walled, log_speed.min() - 2 * prominence), prominence=prominence, plateau_size=1)[0] - 1
+    peaks = [int(p) for p in peaks]
+    ends = [0, *peaks, log_speed.size - 1]
+    valleys = [a + int(np.argmin(log_speed[a : b + 1])) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return peaks, valleys
+
+
+def _passage(curve, ts, loss, before: int, after: int, level: float) -> float:
+    """When the loss passes `level` between two rows."""
+    rows = slice(before, after + 1)
+    below = np.flatnonzero(loss[rows] <= level)
+    if below.size == 0 or below[0] == 0:
+        return float(ts[before] if below.size else ts[after])
+    right = before + int(below[0])
+    roots = curve.solve(level, extrapolate=False)
+    inside = roots[(roots >= ts[right - 1]) & (roots <= ts[right])]
+    return float(inside[0]) if inside.size else float(ts[right])
+
+
+def _is_converged(ts, loss, speed, since: int) -> bool:
+    """Slowing down to the end of the trajectory, with nothing worth mentioning left to lose.
+
+    At the last rate of relaxation, r = −d log‖∇L‖²/dt, the loss still to come is ‖∇L‖²/r.
+    """
+    tail = slice(since + int(np.argmax(speed[since:])), None)
+    drop = loss[0] - loss[-1]
+    if drop <= 0:
+        return bool(speed[-1] == 0)
+    half = np.flatnonzero(speed[tail] > 2 * speed[-1])
+    if half.size == 0:
+        return bool(speed[-1] * (ts[-1] - ts[0]) < 1e-3 * drop)
+    start = tail.start + int(half[-1])
+    rate = np.log(speed[start] / max(speed[-1], np.finfo(float).tiny)) / (ts[-1] - ts[start])
+    return bool(speed[-1] < 1e-3 * drop * rate)
+
+
+def crossing_times(
+    problem: Problem,
+    params0: PyTree,
+    crossings: Mapping[str, Sequence],
+    t1: float,
+    observables: Mapping | None = None,
+    solver: str | dfx.AbstractSolver = "auto",
+    rtol: float = 1e-6,
+    **options,
+) -> dict[str, Measured]:
+    """First crossing times with error bars, from the same flow on a ladder of tolerances.
+
+    The flow is solved at 100, 10 and 1 times `rtol`, with times T₁, T₂, T₃. The value is T₃. Its error extrapolates
+    how the times settle: with q = |T₃ − T₂| / |T₂ − T₁|, kept within [0.1, 0.5], the geometric tail
+    |T₃ − T₂| q/(1 − q) is what is still missing; the error is twice that, or a fiftieth of |T₂ − T₁| if larger (two
+    rungs may agree by luck), and never less than rounding.
+
+    Args:
+        problem: the loss and its data.
+        params0: θ(0).
+        crossings: name -> (scalar observable, level[, "up" | "down"]), as in `gradient_flow`.
+        t1: when to give up.
+        observables: name -> `fn(params, data)`, if a crossing watches something other than the loss.
+        solver: as in `gradient_flow`.
+        rtol: the tightest rung. 1e-6 gives five to six digits.
+        **options: further arguments of `gradient_flow`.
+
+    Returns:
+        name -> Measured(value, error); NaN where the crossing was not reached by `t1` at the tightest rung, and an
+        infinite error where looser rungs disagree about whether it was.
+    """
+    check_rtol(rtol, jax.tree.leaves(jax.tree.map(np.asarray, params0))[0].dtype)
+    ladder = [min(rung * rtol, max(_LOOSEST, rtol)) for rung in _LADDER]
+    runs = [
+        gradient_flow(
+            problem, params0, t1, ts=[t1], observables=observables, crossings=crossings, solver=solver, rtol=rung, **options
+        )
+        for rung in dict.fromkeys(ladder)
+    ]
+    firsts = {name: [run.crossings[name][0] if run.crossings[name] else np.nan for run in runs] for name in crossings}
+    return {name: _settle(times) for name, times in firsts.items()}
+
+
+def _settle(times: list[float]) -> Measured:
+    """Value and error of a sequence of ever better times."""
+    value = times[-1]
+    if np.isnan(value):
+        return Measured(np.nan, np.nan)
+    if len(times) < 3 or np.any(np.isnan(times)):
+        return Measured(value, np.inf)
+    coarse, fine = abs(times[1] - times[0]), abs(times[2] - times[1])
+    q = float(np.clip(fine / coarse, 0.1, 0.5)) if coarse > 0 else 0.5
+    floor = _FLOOR * np.finfo(float).eps * abs(value)
+    return Measured(value, max(2 * fine * q / (1 - q), coarse / 50, floor))

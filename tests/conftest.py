@@ -1,0 +1,25 @@
+"""Strict JAX for every test, and the sample texts where they are."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+TEXT_FOLDER = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def sample_text():
+    """`sample_text("name.txt")` is the path of a sample text; the test is skipped where it is absent."""
+
+    def find(name: str) -> Path:
+        path = TEXT_FOLDER / name
+        if not path.exists():
+            pytest.skip(f"the sample text {name} is not in ../shared/data")
+        return path
+
+    return find

@@ -1,0 +1,18 @@
+"""Small real runs, solved once and shared by the tests of everything at the edge."""
+
+from functools import cache
+
+from thetadot.experiments import FocusDilution, MatrixFactorization, run
+from thetadot.trajectory import Trajectory
+
+
+@cache
+def attention_run() -> Trajectory:
+    """Condensation and focus of the default chain: plateaus log 4 and H(π), then the first descent below."""
+    return run(FocusDilution(t1=200.0, rtol=1e-4))
+
+
+@cache
+def factorization_run() -> Trajectory:
+    """Both modes of a 3×3 matrix learned, one after the other."""
+    return run(MatrixFactorization(singular_values=(3.0, 1.0), size=3, depth=2, t1=60.0, rtol=1e-4))

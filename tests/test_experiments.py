@@ -1,0 +1,108 @@
+"""The registered experiments: what they set up, what they refuse, and that they run."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from runs import attention_run, factorization_run
+from thetadot.experiments import EXPERIMENTS, FocusDilution, MatrixFactorization, name_of, options_of
+from thetadot.experiments.focus_dilution import read_matrix
+from thetadot.stages import find_stages
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_a_described_frozen_dataclass(name):
+    cls = EXPERIMENTS[name]
+    experiment = cls()
+    assert name_of(experiment) == name
+    assert cls.__doc__ and cls.reference.startswith("arXiv:")
+    assert cls.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
+    json.dumps(options_of(experiment))
+    assert {"t1", "solver", "rtol", "seed", "init_scale"} <= {f.name for f in dataclasses.fields(cls)}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_setup_passes_the_same_functions_every_time(name):
+    first, second = EXPERIMENTS[name](seed=0).setup(), EXPERIMENTS[name](seed=1).setup()
+    assert all(second.observables[key] is fn for key, fn in first.observables.items())
+    assert first.problem.loss_fn is second.problem.loss_fn
+
+
+def test_focus_dilution_shows_the_first_two_predicted_plateaus():
+    traj = attention_run()
+    plateaus = traj.provenance["plateaus"]
+    assert plateaus["uniform"] == pytest.approx(np.log(4))
+    assert plateaus["unigram"] == pytest.approx(0.72714, abs=1e-5)
+    assert traj["loss"][0] == pytest.approx(plateaus["uniform"], abs=1e-4)
+    near_unigram = np.abs(traj["loss"] - plateaus["unigram"]) < 5e-3
+    assert np.ptp(traj.ts[near_unigram]) > 20  # a plateau, not a passage
+    assert traj["loss"][-1] < 0.64  # focus has happened
+
+
+def test_attention_focuses_on_the_frequent_token():
+    traj = attention_run()
+    assert traj["attention"].shape == (len(traj.ts), 4, 4)
+    np.testing.assert_allclose(traj["attention"][0], np.tile([0.75, 0.19, 0.05, 0.01], (4, 1)), atol=1e-4)
+    assert traj["attention"][-1, 0, 0] > 0.99
+    np.testing.assert_allclose(traj["embedding_norm"][-1], np.linalg.norm(traj["w_0"][-1], axis=1), rtol=1e-12)
+
+
+def test_factorization_learns_the_largest_mode_first():
+    traj = factorization_run()
+    assert traj.provenance["plateaus"] == {"rank 0": 5.0, "rank 1": 0.5, "rank 2": 0.0}
+    np.testing.assert_allclose(traj["map_singular_values"][-1, :2], [3.0, 1.0], atol=1e-3)
+    plateaus = [stage.loss for stage in find_stages(traj) if stage.kind == "plateau"]
+    np.testing.assert_allclose(plateaus, [5.0, 0.5], atol=5e-3)
+
+
+def test_a_transition_matrix_comes_from_a_file(tmp_path):
+    transition = np.array([[0.8, 0.2], [0.6, 0.4]])
+    np.save(tmp_path / "p.npy", transition)
+    np.savetxt(tmp_path / "p.csv", transition, delimiter=",")
+    for name in ("p.npy", "p.csv"):
+        data = FocusDilution(transition=tmp_path / name).setup().problem.data
+        np.testing.assert_allclose(data["stationary"], [0.75, 0.25], rtol=1e-12)
+        np.testing.assert_allclose(data["transition"], transition, rtol=1e-12)
+
+
+def test_a_text_becomes_a_chain_with_its_words_as_labels(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the cat . " * 20, encoding="utf-8")
+    setup = FocusDilution(text=str(text), vocab=5).setup()
+    assert setup.labels[0] == "the" and len(setup.labels) == 5
+    assert setup.problem.data["transition"].shape == (5, 5)
+    assert setup.notes["text"] == str(text)
+
+
+def test_large_arrays_are_not_recorded():
+    assert {"attention", "w_0"} <= set(FocusDilution().setup().observables)
+    assert "w_0" not in FocusDilution(d_model=5000).setup().observables
+
+
+@pytest.mark.parametrize(
+    ("experiment", "sentence"),
+    [
+        (FocusDilution(stationary=(0.5, 0.2)), "sum to one"),
+        (FocusDilution(persistence=1.5), "persistence"),
+        (FocusDilution(text="no/such/file.txt"), "no/such/file.txt"),
+        (FocusDilution(text="a.txt", stationary=(0.5, 0.5)), "one source"),
+        (FocusDilution(d_model=0), "d_model"),
+        (MatrixFactorization(depth=0), "depth"),
+        (MatrixFactorization(singular_values=(1.0, 1.0, 1.0), size=2), "singular_values"),
+        (MatrixFactorization(init_scale=-1.0), "init_scale"),
+    ],
+)
+def test_bad_options_are_refused_in_one_sentence(experiment, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        experiment.setup()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_matrix_file_is_refused(tmp_path):
+    (tmp_path / "p.csv").write_text("0.5,0.5\nhello\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"p\.csv"):
+        read_matrix(tmp_path / "p.csv")
+    with pytest.raises(ValueError, match="missing"):
+        read_matrix(tmp_path / "missing.npy")

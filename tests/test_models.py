@@ -1,0 +1,324 @@
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from thetadot import data as td_data
+from thetadot import inits
+from thetadot.models import attention, linear, two_layer
+
+SIZES = [(2, 1, 1), (4, 6, 3), (7, 3, 5)]
+
+
+population_value_and_grad = jax.jit(jax.value_and_grad(attention.population_loss))
+sampled_value_and_grad = jax.jit(jax.value_and_grad(attention.sampled_loss))
+sample = jax.jit(td_data.sample_sequences, static_argnums=(1, 2))
+count = jax.jit(attention.count_data, static_argnums=2)
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def normal_like(tree, seed=4):
+    return jax.tree.map(lambda x: normal(seed, *x.shape), tree)
+
+
+def attention_problem(d, m, h, scale=0.7, seed=0):
+    weights = np.exp(2.0 * np.random.default_rng(seed).normal(size=(d, d)))
+    transition = weights / weights.sum(axis=1, keepdims=True)
+    shapes = {"w_0": (d, m), "w_1": (m, d), "w_q": (m, h), "w_k": (m, h)}
+    params = {name: scale * normal(seed + 10 + i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    return params, {"stationary": td_data.stationary_law(transition), "transition": jnp.asarray(transition)}
+
+
+def random_contexts(num, length, d=4):
+    tokens = np.random.default_rng(num).integers(0, d, size=(num, length + 1))
+    return jnp.asarray(tokens[:, :-1]), jnp.asarray(tokens[:, -1])
+
+
+def as_numpy(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def naive_softmax(x):
+    return np.exp(x) / np.exp(x).sum()
+
+
+def naive_population_loss(params, data):
+    p, (pi, transition) = as_numpy(params), (np.asarray(data["stationary"]), np.asarray(data["transition"]))
+    phi = p["w_0"] @ p["w_q"] @ p["w_k"].T @ p["w_0"].T
+    m = p["w_0"] @ p["w_1"]
+    loss = 0.0
+    for i in range(len(pi)):
+        weights = np.array([pi[j] * np.exp(phi[i, j]) for j in range(len(pi))])
+        probabilities = naive_softmax(weights / weights.sum() @ m)
+        for j in range(len(pi)):
+            loss -= pi[i] * transition[i, j] * np.log(probabilities[j])
+    return loss
+
+
+def naive_sampled_loss(params, sequences, targets, d):
+    """The full softmax over positions of one-hot contexts, last row."""
+    p, losses = as_numpy(params), []
+    for sequence, target in zip(np.asarray(sequences), np.asarray(targets), strict=True):
+        x = np.eye(d)[sequence]
+        logits = x @ p["w_0"] @ p["w_q"] @ p["w_k"].T @ p["w_0"].T @ x.T
+        rows = np.array([naive_softmax(row) for row in logits])
+        output = (rows @ x @ p["w_0"] @ p["w_1"])[-1]
+        losses.append(-np.log(naive_softmax(output)[target]))
+    return np.mean(losses)
+
+
+def formula_gradient(params, data):
+    """-dθ/dt, written out from the chain rule through M and Φ."""
+    p, pi, transition = as_numpy(params), np.asarray(data["stationary"]), np.asarray(data["transition"])
+    w_0, w_1, w_q, w_k = p["w_0"], p["w_1"], p["w_q"], p["w_k"]
+    d, m, phi = len(pi), w_0 @ w_1, w_0 @ w_q @ w_k.T @ w_0.T
+    a = np.array([naive_softmax(np.log(pi) + row) for row in phi])
+    errors = np.array([naive_softmax(a[i] @ m) - transition[i] for i in range(d)])
+    d_m = sum(pi[i] * np.outer(a[i], errors[i]) for i in range(d))
+    d_phi = np.array([[pi[i] * a[i, j] * (np.eye(d)[j] - a[i]) @ m @ errors[i] for j in range(d)] for i in range(d)])
+    return {
+        "w_0": d_m @ w_1.T + d_phi @ w_0 @ w_k @ w_q.T + d_phi.T @ w_0 @ w_q @ w_k.T,
+        "w_1": w_0.T @ d_m,
+        "w_q": w_0.T @ d_phi @ w_0 @ w_k,
+        "w_k": w_0.T @ d_phi.T @ w_0 @ w_q,
+    }
+
+
+def directional_difference(loss, params, direction, step=1e-5):
+    ahead = jax.tree.map(lambda x, v: x + step * v, params, direction)
+    behind = jax.tree.map(lambda x, v: x - step * v, params, direction)
+    return (loss(ahead) - loss(behind)) / (2 * step)
+
+
+def dot(a, b):
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_population_loss_is_the_naive_loop(sizes):
+    params, data = attention_problem(*sizes)
+    loss = float(population_value_and_grad(params, data)[0])
+    assert loss == pytest.approx(naive_population_loss(params, data), rel=1e-13)
+    swapped = {**data, "transition": data["transition"].T}
+    assert abs(float(population_value_and_grad(params, swapped)[0]) - loss) > 1e-3
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_population_gradient_is_the_formula_and_the_finite_difference(sizes):
+    params, data = attention_problem(*sizes)
+    grad = population_value_and_grad(params, data)[1]
+    expected = formula_gradient(params, data)
+    for name, value in expected.items():
+        np.testing.assert_allclose(grad[name], value, rtol=1e-11, atol=1e-14)
+    direction = normal_like(params)
+    slope = directional_difference(lambda p: population_value_and_grad(p, data)[0], params, direction)
+    assert float(dot(grad, direction)) == pytest.approx(float(slope), rel=1e-7)
+
+
+def test_composite_gradients_are_those_of_the_parameters():
+    params, data = attention_problem(4, 6, 3)
+    parts = attention.composite(params)
+    d_m, d_phi = jax.grad(attention.composite_loss, argnums=(0, 1))(parts["m"], parts["phi"], data)
+    grad = population_value_and_grad(params, data)[1]
+    np.testing.assert_allclose(params["w_0"].T @ d_m, grad["w_1"], rtol=1e-12)
+    np.testing.assert_allclose(params["w_0"].T @ d_phi @ params["w_0"] @ params["w_k"], grad["w_q"], rtol=1e-11)
+
+
+def test_logit_scale_multiplies_phi():
+    params, data = attention_problem(4, 6, 3)
+    halved = {**params, "w_q": 0.5 * params["w_q"]}
+    scaled = attention.population_loss(params, data, logit_scale=0.5)
+    assert float(scaled) == pytest.approx(float(attention.population_loss(halved, data)), rel=1e-14)
+    assert float(scaled) != pytest.approx(float(attention.population_loss(params, data)), rel=1e-6)
+
+
+def test_attention_rows_are_laws_and_start_at_the_stationary_one():
+    params, data = attention_problem(4, 6, 3)
+    a = attention.attention(params, data)
+    np.testing.assert_allclose(a.sum(axis=1), 1.0, rtol=1e-14)
+    off = {**params, "w_q": jnp.zeros((6, 3))}
+    np.testing.assert_allclose(attention.attention(off, data), jnp.tile(data["stationary"], (4, 1)), rtol=1e-14)
+    assert float(jnp.max(jnp.abs(a - data["stationary"][None, :]))) > 1e-3
+
+
+def test_extreme_parameters_and_zeros_in_the_transition_stay_finite():
+    params, data = attention_problem(4, 6, 3, scale=30.0)
+    cyclic = {**data, "transition": jnp.roll(jnp.eye(4), 1, axis=1), "stationary": jnp.full((4,), 0.25)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+
+    @jax.jit
+    def value_grad_and_product(point):
+        value, grad = jax.value_and_grad(attention.population_loss)(point, cyclic)
+        grad_fn = jax.grad(attention.population_loss)
+        return value, grad, jax.jvp(lambda p: grad_fn(p, cyclic), (point,), (params,))[1]
+
+    for point in (params, zero):
+        assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(value_grad_and_product(point)))
+    assert float(value_grad_and_product(zero)[0]) == pytest.approx(np.log(4), rel=1e-15)
+
+
+def test_a_second_call_with_other_data_does_not_recompile():
+    traces = []
+
+    @jax.jit
+    def loss(params, data):
+        traces.append(1)
+        return attention.population_loss(params, data)
+
+    loss(*attention_problem(4, 6, 3, seed=0))
+    loss(*attention_problem(4, 6, 3, seed=1))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("num, length", [(1, 1), (3, 2), (13, 40)])
+def test_sampled_loss_is_the_full_softmax_over_positions(num, length):
+    params, _ = attention_problem(4, 6, 3)
+    sequences, targets = random_contexts(num, length)
+    samples = {"sequences": sequences, "targets": targets}
+    loss = float(sampled_value_and_grad(params, samples)[0])
+    assert loss == pytest.approx(naive_sampled_loss(params, sequences, targets, 4), rel=1e-12)
+    counted = count(sequences, targets, 4)
+    assert float(sampled_value_and_grad(params, counted)[0]) == pytest.approx(loss, rel=1e-15)
+    assert np.array_equal(counted["counts"].sum(axis=1), np.full(num, length))
+
+
+def test_sampled_gradient_is_finite_where_token_types_are_absent():
+    params, _ = attention_problem(4, 6, 3)
+    sequences, targets = random_contexts(7, 2)
+    samples = {"sequences": sequences, "targets": targets}
+    assert bool(jnp.any(attention.context_counts(sequences, 4) == 0))
+    grad = sampled_value_and_grad(params, samples)[1]
+    direction = normal_like(params)
+    slope = directional_difference(lambda p: sampled_value_and_grad(p, samples)[0], params, direction)
+    assert float(dot(grad, direction)) == pytest.approx(float(slope), rel=1e-7)
+
+
+def test_sampled_loss_approaches_the_population_loss():
+    """Error of size s^-1/2 and N^-1/2: 16 times more of both is 4 times closer, up to the spread of 8 draws."""
+    params, data = attention_problem(4, 6, 3)
+    population = attention.population_loss(params, data)
+
+    def error(key, num, length):
+        law = data["stationary"]
+        sequences, targets = td_data.sample_sequences(data["transition"], num, length, key=key, initial_law=law)
+        return attention.sampled_loss(params, {"sequences": sequences, "targets": targets}) - population
+
+    def rms(num, length):
+        errors = jax.jit(jax.vmap(lambda key: error(key, num, length)))(jr.split(jr.key(3), 8))
+        return float(jnp.sqrt(jnp.mean(jnp.square(errors))))
+
+    coarse, fine = rms(40, 15), rms(16 * 40, 16 * 15)
+    assert 2 < coarse / fine < 8
+    assert fine < 0.04
+
+
+def test_context_statistics_alone_approach_the_population_loss_with_length():
+    """With the last token and the target averaged out exactly, only the context's frequencies are left: rate s^-1/2."""
+    params, data = attention_problem(4, 6, 3)
+    parts = attention.composite(params)
+    sequences, _ = sample(data["transition"], 64, 6400, key=jr.key(1), initial_law=data["stationary"])
+
+    @jax.jit
+    @jax.vmap
+    def loss_in_context(frequencies):
+        shift = jnp.log(frequencies / data["stationary"])
+        return attention.composite_loss(parts["m"], parts["phi"] + shift[None, :], data)
+
+    def spread(length):
+        counts = attention.context_counts(sequences[:, :length], 4).astype(float)
+        return float(jnp.std(loss_in_context(counts / length)))
+
+    assert spread(400) / spread(6400) == pytest.approx(4.0, rel=0.4)
+
+
+def along_the_flow(law, loss, params, data):
+    """d/dt of a conserved quantity for dθ/dt = -∇L, and its size if one block has the wrong sign."""
+    velocity = jax.tree.map(jnp.negative, jax.jit(jax.grad(loss))(params, data))
+    wrong = {**velocity, "w_q": -velocity["w_q"]}
+    rate_of = jax.jit(lambda v: jax.jvp(lambda p: law(p, data), (params,), (v,))[1])
+    rates = [rate_of(v) for v in (velocity, wrong)]
+    return [float(jnp.max(jnp.abs(rate))) for rate in rates]
+
+
+@pytest.mark.parametrize("law", [attention.embedding_balance, attention.query_key_balance])
+def test_attention_conservation_laws(law):
+    params, data = attention_problem(4, 6, 3)
+    sequences, targets = random_contexts(20, 30)
+    samples = {"sequences": sequences, "targets": targets}
+    for loss, loss_data in ((attention.population_loss, data), (attention.sampled_loss, samples)):
+        rate, wrong = along_the_flow(law, loss, params, loss_data)
+        assert rate < 1e-14
+        assert wrong > 1e-3
+
+
+@pytest.mark.parametrize("widths", [(3, 4), (2, 5, 3), (4, 4, 4, 4), (3, 2, 6, 2, 5)])
+def test_factorization_loss_is_the_naive_loop(widths):
+    params = [normal(i, *shape) for i, shape in enumerate(zip(widths[1:], widths[:-1], strict=True))]
+    target = normal(1, widths[-1], widths[0])
+    product = np.eye(widths[0])
+    for w in params:
+        product = np.asarray(w) @ product
+    expected = 0.0
+    for i in range(widths[-1]):
+        for j in range(widths[0]):
+            expected += 0.5 * (product[i, j] - float(target[i, j])) ** 2
+    data = {"target": target}
+    np.testing.assert_allclose(linear.end_to_end(params), product, rtol=1e-13)
+    assert float(linear.factorization_loss(params, data)) == pytest.approx(expected, rel=1e-13)
+    direction = [normal(i, *w.shape) for i, w in enumerate(params)]
+    value_and_grad = jax.jit(jax.value_and_grad(linear.factorization_loss))
+    slope = directional_difference(lambda p: value_and_grad(p, data)[0], params, direction)
+    grad = value_and_grad(params, data)[1]
+    assert float(dot(grad, direction)) == pytest.approx(float(slope), rel=1e-6)
+
+
+def test_linear_balancedness_is_conserved():
+    params = inits.deep_linear((4, 5, 3, 4), 0.8, key=jr.key(0))
+    data = {"target": jnp.eye(4)}
+    velocity = [-g for g in jax.jit(jax.grad(linear.factorization_loss))(params, data)]
+    law = linear.balancedness(params, data)
+    assert law.shape == (5 * 5 + 3 * 3,)
+    assert linear.balancedness(params[:1], data).shape == (0,)
+    rate_of = jax.jit(lambda v: jax.jvp(linear.balancedness, (params,), (v,))[1])
+    rate, wrong = rate_of(velocity), rate_of([-velocity[0], *velocity[1:]])
+    assert float(jnp.max(jnp.abs(rate))) < 1e-14
+    assert float(jnp.max(jnp.abs(wrong))) > 1e-2
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 7, 13])
+def test_two_layer_loss_is_the_naive_loop(num_samples):
+    params = inits.two_layer_params(5, 3, 0.9, key=jr.key(0))
+    x, y = normal(1, num_samples, 3), normal(2, num_samples)
+    expected = 0.0
+    for i in range(num_samples):
+        output = 0.0
+        for k in range(5):
+            output += float(params["a"][k]) * np.tanh(sum(float(params["w"][k, j] * x[i, j]) for j in range(3)))
+        expected += (output - float(y[i])) ** 2 / (2 * num_samples)
+    loss = two_layer.loss_fn(jnp.tanh)(params, {"x": x, "y": y})
+    assert float(loss) == pytest.approx(expected, rel=1e-13)
+
+
+def test_two_layer_loss_is_one_object_an_activation():
+    assert two_layer.loss_fn(jnp.tanh) is two_layer.loss_fn(jnp.tanh)
+    assert two_layer.loss_fn(jnp.tanh) is not two_layer.loss_fn(jax.nn.relu)
+
+
+def test_neuron_balance_is_conserved_for_homogeneous_activations_only():
+    params = inits.two_layer_params(5, 3, 0.9, key=jr.key(0))
+    data = {"x": normal(1, 9, 3), "y": normal(2, 9)}
+
+    @jax.jit(static_argnums=0)
+    def rates(activation):
+        velocity = jax.tree.map(jnp.negative, jax.grad(two_layer.loss_fn(activation))(params, data))
+        return jax.jvp(two_layer.neuron_balance, (params,), (velocity,))[1]
+
+    def rate(activation):
+        return float(jnp.max(jnp.abs(rates(activation))))
+
+    assert rate(jax.nn.relu) < 1e-14
+    assert rate(jnp.tanh) > 1e-3

@@ -1,0 +1,84 @@
+"""Figures of real runs: what they show, and that they can be drawn."""
+
+import io
+
+import numpy as np
+import pytest
+
+from runs import attention_run, factorization_run
+from thetadot import plot
+from thetadot.plot import _style, condensation
+from thetadot.stages import find_stages
+
+
+def draw(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def texts(figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+
+
+@pytest.mark.parametrize("make", [attention_run, factorization_run])
+def test_every_figure_is_a_png_and_names_its_tolerance(make):
+    traj = make()
+    figures = plot.figures(traj)
+    expected = {"loss", "spectra", "condensation"}
+    if make is attention_run:
+        expected |= {"attention", "embedding"}
+    assert set(figures) == expected
+    for figure in figures.values():
+        assert draw(figure).startswith(b"\x89PNG")
+        assert "rtol 1e-04" in texts(figure) and f"{traj.stats['num_steps']} steps" in texts(figure)
+
+
+def test_loss_figure_draws_the_predicted_plateaus():
+    traj = attention_run()
+    figure = plot.loss_figure(traj)
+    assert "unigram  0.7271" in texts(figure)
+    heights = [np.asarray(line.get_ydata())[0] for line in figure.axes[0].lines]
+    assert all(any(np.isclose(value, h) for h in heights) for value in traj.provenance["plateaus"].values())
+    assert "mine  1" in texts(plot.loss_figure(traj, plateaus={"mine": 1.0}))
+
+
+def test_figures_skip_what_was_not_recorded():
+    traj = factorization_run()
+    with pytest.raises(KeyError):
+        plot.attention_figure(traj)
+    with pytest.raises(KeyError):
+        plot.embedding_figure(traj)
+
+
+def test_reordered_cosines_show_condensation_as_blocks():
+    rng = np.random.default_rng(0)
+    signs = np.array([1.0, -1.0, 1.0, -1.0, -1.0])
+    cosines = condensation.reordered_cosines(np.outer(signs, rng.normal(size=4)))
+    blocks = np.block(
+        [[np.ones((2, 2)), -np.ones((2, 3))], [-np.ones((3, 2)), np.ones((3, 3))]],
+    )
+    assert np.allclose(cosines, blocks) or np.allclose(cosines, blocks[::-1, ::-1])
+
+
+def test_condensation_is_shown_at_stage_boundaries():
+    traj = attention_run()
+    stages = find_stages(traj)
+    indices = condensation.boundary_indices(traj, stages)
+    assert indices[0] == 0 and indices[-1] == len(traj.ts) - 1 and len(indices) >= 3
+    ends = [stage.t_end for stage in stages if stage.kind == "plateau"]
+    gaps = [min(abs(traj.ts[i] - end) / end for end in ends) for i in indices[1:-1]]
+    assert max(gaps) < 0.2  # the next recorded step after the end of a plateau
+
+
+def test_labels_move_apart_and_keep_their_order():
+    moved = _style.spread([0.5, 0.1, 0.51, 0.52], gap=0.1)
+    assert np.min(np.diff(np.sort(moved))) > 0.0999
+    assert list(np.argsort(moved)) == [1, 0, 2, 3]
+    np.testing.assert_array_equal(_style.spread([0.9, 0.1], gap=0.1), [0.9, 0.1])
+
+
+def test_signs_are_quoted_and_dollars_are_not_mathematics():
+    assert _style._printable(",") == "“,”"
+    assert _style._printable("the") == "the"
+    assert _style._printable("$5") == r"\$5"
