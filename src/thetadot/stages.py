@@ -94,7 +94,9 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
 def _peaks_and_valleys(log_speed: np.ndarray, prominence: float) -> tuple[list[int], list[int]]:
     """Rows of the peaks, and of the valley before each and after the last; the ends count as valleys."""
     walled = np.concatenate([[-np.inf], log_speed, [-np.inf]])  # so that a peak may stand at either end
-    peaks = find_peaks(np.maximum(walled, log_speed.min() - 2 * prominence), prominence=prominence, plateau_size=1)[0] - 1
+    peaks = (
+        find_peaks(np.maximum(walled, log_speed.min() - 2 * prominence), prominence=prominence, plateau_size=1)[0] - 1
+    )
     peaks = [int(p) for p in peaks]
     ends = [0, *peaks, log_speed.size - 1]
     valleys = [a + int(np.argmin(log_speed[a : b + 1])) for a, b in zip(ends[:-1], ends[1:], strict=True)]
@@ -165,7 +167,15 @@ def crossing_times(
     ladder = [min(rung * rtol, max(_LOOSEST, rtol)) for rung in _LADDER]
     runs = [
         gradient_flow(
-            problem, params0, t1, ts=[t1], observables=observables, crossings=crossings, solver=solver, rtol=rung, **options
+            problem,
+            params0,
+            t1,
+            ts=[t1],
+            observables=observables,
+            crossings=crossings,
+            solver=solver,
+            rtol=rung,
+            **options,
         )
         for rung in dict.fromkeys(ladder)
     ]

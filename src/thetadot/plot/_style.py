@@ -30,7 +30,8 @@ def add_footer(fig: Figure, traj: Trajectory) -> None:
     facts = [str(traj.provenance.get("experiment", "gradient flow"))]
     if "rtol" in traj.provenance:
         facts.append(f"rtol {traj.provenance['rtol']:.0e}")
-    facts += [f"{traj.stats['num_steps']} steps", f"solver {traj.stats['solver']}", traj.status]
+    solver = str(traj.stats["solver"]).split(" → ")[-1]  # the last of those that "auto" went through
+    facts += [f"{traj.stats['num_steps']} steps", f"solver {solver}", traj.status]
     fig.text(0.995, 0.004, "  ·  ".join(facts), ha="right", va="bottom", fontsize=6.5, color=GRAY)
 
 
@@ -74,7 +75,7 @@ def label_lines(ax: Axes, values: Sequence[float], labels: Sequence[str], colors
     to_axes = ax.transData + ax.transAxes.inverted()
     x_right = ax.get_xlim()[1]
     heights = [float(to_axes.transform((x_right, value))[1]) for value in values]
-    gap = 0.14 / (ax.figure.get_size_inches()[1] * ax.get_position().height)  # type: ignore[union-attr]
+    gap = 0.16 / (ax.figure.get_size_inches()[1] * ax.get_position().height)  # type: ignore[union-attr]
     for height, at, label, color in zip(heights, spread(heights, gap), labels, colors, strict=True):
         ax.annotate(
             label,

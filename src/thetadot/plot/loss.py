@@ -34,7 +34,7 @@ def loss_figure(
     kinds = [kind for kind in SHADES if any(stage.kind == kind for stage in stages)]
     top.legend(
         handles=[Patch(color=SHADES[kind], label=kind) for kind in kinds],
-        loc="upper right",
+        loc="center right",
         fontsize=7.5,
         framealpha=1.0,
     )
