@@ -1,5 +1,6 @@
 """Plateaus, descents and escape times: what a trajectory did, and how well the times are known."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -99,7 +100,7 @@ def _peaks_and_valleys(log_speed: np.ndarray, prominence: float) -> tuple[list[i
     )
     peaks = [int(p) for p in peaks]
     ends = [0, *peaks, log_speed.size - 1]
-    valleys = [a + int(np.argmin(log_speed[a : b + 1])) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    valleys = [a + int(np.argmin(log_speed[a : b + 1])) for a, b in itertools.pairwise(ends)]
     return peaks, valleys
 
 

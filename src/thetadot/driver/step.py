@@ -68,16 +68,19 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         return params, *problem.value_and_grad(params)
 
     knots = jnp.asarray(_KNOTS, state.loss.dtype)
-    inner, (loss1, grad1) = jax.vmap(at)(knots[1:3]), problem.value_and_grad(step.params1)
-    levels1 = at_levels(flow, problem, step.params1, loss1, grad1)
-    speeds = jnp.stack([squared_norm(state.grad), *jax.vmap(squared_norm)(inner[2]), squared_norm(grad1)])
+    inside = [path.evaluate(step.t0 + x * (step.t1 - step.t0)) for x in _KNOTS[1:3]]
+    points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inside, step.params1)
+    losses, grads = jax.vmap(problem.value_and_grad)(points)
+    loss1, grad1 = losses[-1], jax.tree.map(lambda leaf: leaf[-1], grads)
+    speeds = jnp.concatenate([squared_norm(state.grad)[None], jax.vmap(squared_norm)(grads)])
 
     def dissipated(x):
         powers = x ** jnp.arange(1, 5)
         h = jnp.asarray(step.t1 - step.t0, x.dtype)
         return state.dissipation + h * (powers @ jnp.asarray(_ANTIDERIVATIVE, x.dtype) @ speeds)
 
-    levels = jnp.stack([state.at_levels, *jax.vmap(lambda *p: at_levels(flow, problem, *p))(*inner), levels1])
+    passed = jax.vmap(lambda *point: at_levels(flow, problem, *point))(points, losses, grads)
+    levels = jnp.concatenate([state.at_levels[None], passed])
     roots = _roots(flow, lambda x: at_levels(flow, problem, *at(x)), knots, levels)
     x_end = jnp.ones_like(loss1) if flow.stop is None else jnp.minimum(jnp.min(roots[:, flow.stop]), 1)
     roots = jnp.where(roots <= x_end, roots, jnp.inf)
@@ -94,7 +97,7 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         loss=loss,
         grad=grad,
         dissipation=dissipated(x_end),
-        at_levels=levels1,
+        at_levels=passed[-1],
         solver_state=step.solver_state,
         controller_state=step.controller_state,
         invariants0=state.invariants0,
@@ -112,7 +115,7 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
 
     moved, rows_moved = record(flow, problem, moved, rows, step.t0, step.t1, at, dissipated)
     rows_moved = record_crossings(rows_moved, step.t0, step.t1, roots)
-    sound = _is_sound(state, moved, inner[1])
+    sound = _is_sound(state, moved, losses[:2])
     rejected = _reject(state, (3 * state.t + step.t1) / 4)
     choose = lambda new, old: jnp.where(sound, new, old)  # noqa: E731
     return jax.tree.map(choose, moved, rejected), jax.tree.map(choose, rows_moved, rows)

@@ -13,6 +13,7 @@ from thetadot import inits, observables
 from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
 from thetadot.models import linear
 from thetadot.problem import Problem
+from thetadot.theory import linear as theory
 
 _MEASURES = {
     "": lambda weight: weight,
@@ -44,12 +45,6 @@ def _map(measure: str) -> Callable:
     return observable
 
 
-def predicted_plateaus(target: tuple[float, ...]) -> dict[str, float]:
-    """Loss while the r largest modes are learned: ½ Σ_{k>r} s_k² (standard), for r = 0 … R."""
-    modes = sorted(target, reverse=True)
-    return {f"rank {r}": 0.5 * sum(s**2 for s in modes[r:]) for r in range(len(modes) + 1)}
-
-
 @dataclass(frozen=True)
 class MatrixFactorization:
     """A deep linear network learns a matrix one singular value at a time."""
@@ -78,7 +73,8 @@ class MatrixFactorization:
         check_sizes(size=self.size, depth=self.depth)
         check_scale(self.init_scale)
         key_target, key_init = jr.split(jr.key(self.seed))
-        target = targets.orthogonal_target(jnp.asarray(self.singular_values), self.size, key=key_target)
+        strengths = jnp.asarray(self.singular_values, float)
+        target = targets.orthogonal_target(strengths, self.size, key=key_target)
         params0 = inits.deep_linear([self.size] * (self.depth + 1), self.init_scale, key=key_init)
         problem = Problem(
             linear.factorization_loss, {"target": target}, conserved={"balancedness": linear.balancedness}
@@ -87,6 +83,8 @@ class MatrixFactorization:
         measures = [m for m in _MEASURES if m or self.depth * self.size**2 <= RECORD_LIMIT]
         for index in range(self.depth):
             recorded |= {f"w_{index + 1}{measure}": _layer(index, measure) for measure in measures}
+        losses = theory.plateau_losses(strengths)
+        plateaus = {f"rank {r}": float(loss) for r, loss in enumerate(losses)}
         labels = tuple(f"mode {k + 1}" for k in range(len(self.singular_values)))
         notes = {"target_singular_values": sorted(self.singular_values, reverse=True)}
-        return Setup(problem, params0, recorded, predicted_plateaus(self.singular_values), labels, notes)
+        return Setup(problem, params0, recorded, plateaus, labels, notes)
