@@ -26,7 +26,7 @@ def locate(
     knots: Float[Array, " K"],
     at_knots: Float[Array, "K C"],
     directions: Int[Array, " C"],
-) -> Float[Array, "K-1 C"]:
+) -> Float[Array, "I C"]:
     """The crossings between consecutive knots, in x, infinite where there is none.
 
     Args:

@@ -55,7 +55,7 @@ def record(flow: Flow, problem: Problem, state: State, rows: Rows, t0, t1, at: C
     return eqx.tree_at(lambda s: s.saved, state, saved), rows
 
 
-def record_crossings(rows: Rows, t0, t1, roots: Float[Array, "K-1 C"]) -> Rows:
+def record_crossings(rows: Rows, t0, t1, roots: Float[Array, "I C"]) -> Rows:
     """Appends the crossings of a step, earliest first."""
     if roots.size == 0:
         return rows

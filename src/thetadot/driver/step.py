@@ -75,7 +75,7 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
     speeds = jnp.concatenate([squared_norm(state.grad)[None], jax.vmap(squared_norm)(grads)])
 
     def dissipated(x):
-        powers = x ** jnp.arange(1, 5)
+        powers = x ** jnp.arange(1, 5, dtype=x.dtype)
         h = jnp.asarray(step.t1 - step.t0, x.dtype)
         return state.dissipation + h * (powers @ jnp.asarray(_ANTIDERIVATIVE, x.dtype) @ speeds)
 
@@ -136,7 +136,7 @@ def _is_sound(before: State, after: State, inside: Float[Array, " K"]) -> Bool[A
     return finite & (still | (highest <= before.loss + 100 * eps * jnp.abs(before.loss)))
 
 
-def _roots(flow: Flow, values, knots, at_knots) -> Float[Array, "K-1 C"]:
+def _roots(flow: Flow, values, knots, at_knots) -> Float[Array, "I C"]:
     """Crossings in the step, as x in [0, 1]; the root finder runs only in steps that have one."""
     none = jnp.full((knots.size - 1, len(flow.crossing_names)), jnp.inf, knots.dtype)
     if not flow.crossing_names:

@@ -117,9 +117,9 @@ def color_of(token: int, rank: int, num_tokens: int) -> str:
     return COLORS[token if num_tokens <= len(COLORS) else rank]
 
 
-def most_frequent(traj: Trajectory, num_tokens: int, limit: int) -> np.ndarray:
+def most_frequent(traj: Trajectory, num_tokens: int, limit: int) -> list[int]:
     """Indices of the most frequent tokens, most frequent first; the first ones if the law is not known."""
     stationary = traj.provenance.get("notes", {}).get("stationary")
     if stationary is None or len(stationary) != num_tokens:
-        return np.arange(min(num_tokens, limit))
-    return np.argsort(-np.asarray(stationary), kind="stable")[:limit]
+        return list(range(min(num_tokens, limit)))
+    return np.argsort(-np.asarray(stationary), kind="stable")[:limit].tolist()

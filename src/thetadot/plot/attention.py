@@ -64,10 +64,10 @@ def attention_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
     return fig
 
 
-def _draw_row(ax: Axes, traj: Trajectory, row: np.ndarray, stages: Sequence[Stage]) -> np.ndarray:
+def _draw_row(ax: Axes, traj: Trajectory, row: np.ndarray, stages: Sequence[Stage]) -> list[int]:
     """Draw one query's attention to the keys that matter most; return these keys."""
     shade_time(ax, traj, stages)
-    keys = np.sort(np.argsort(-np.max(row, axis=0), kind="stable")[:_MAX_KEYS])
+    keys = sorted(np.argsort(-np.max(row, axis=0), kind="stable")[:_MAX_KEYS].tolist())
     for rank, key in enumerate(keys):
         ax.plot(traj.ts, row[:, key], color=color_of(key, rank, row.shape[1]), lw=1.2)
     ax.set_ylim(-0.02, 1.02)
@@ -83,7 +83,7 @@ def _label_panels(fig: Figure, traj: Trajectory, entropy: Axes | None, drawn: li
         _label(entropy, traj["row_entropy"][-1], [query for _, _, query in drawn], labels)
 
 
-def _label(ax: Axes, ends: np.ndarray, tokens: Sequence[int] | np.ndarray, labels: list[str]) -> None:
+def _label(ax: Axes, ends: np.ndarray, tokens: Sequence[int], labels: list[str]) -> None:
     """Write the names of these tokens where their lines end."""
     colors = [color_of(token, rank, len(labels)) for rank, token in enumerate(tokens)]
     label_lines(ax, [float(ends[token]) for token in tokens], [labels[token] for token in tokens], colors)
@@ -106,7 +106,7 @@ def embedding_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
     fig = new_figure(7.2, 3.8)
     ax = fig.subplots()
     shade_time(ax, traj, stages)
-    for token in set(range(norms.shape[1])) - set(named.tolist()):
+    for token in set(range(norms.shape[1])) - set(named):
         ax.plot(traj.ts, norms[:, token], color=GRAY, lw=0.5, alpha=0.6)
     for rank, token in enumerate(named):
         ax.plot(traj.ts, norms[:, token], color=color_of(token, rank, len(labels)), lw=1.4)

@@ -78,7 +78,7 @@ class ExponentialInterpolation(AbstractLocalInterpolation):
 
     def _displacement(self, t) -> Float[Array, " P"]:
         x = jnp.asarray(t - self.t0, self.rates.dtype) / self._step()
-        powers = x ** jnp.arange(2, 6)
+        powers = x ** jnp.arange(2, 6, dtype=x.dtype)
         inside = self._exponential(x) + powers[:2] @ self.cubic
         return self.vectors @ inside + x * self.line + powers @ self.quintic
 

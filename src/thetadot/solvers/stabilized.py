@@ -269,9 +269,9 @@ def chebyshev_coefficients(s: int) -> tuple[float, np.ndarray]:
 
 
 def _above_rounding(error: Float[Array, " P"], stiffness: Float[Array, ""], y: Float[Array, " P"]):
-    """The error estimate, less what rounding alone explains: that of F is about 0.1 ε_machine ρ ‖y‖."""
+    """The error estimate, less what rounding alone explains: that of F is about 0.5 ε_machine ρ ‖y‖."""
     size = jnp.linalg.norm(error)
-    rounding = 0.1 * jnp.finfo(y.dtype).eps * stiffness * jnp.linalg.norm(y)
+    rounding = 0.5 * jnp.finfo(y.dtype).eps * stiffness * jnp.linalg.norm(y)
     return error * jnp.where(size <= rounding, 0, 1 - rounding / jnp.where(size > 0, size, 1))
 
 
