@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from thetadot.experiments._setup import Experiment as Experiment
 from thetadot.experiments._setup import Setup as Setup
 from thetadot.experiments.focus_dilution import FocusDilution as FocusDilution
 from thetadot.experiments.matrix_factorization import MatrixFactorization as MatrixFactorization

@@ -1,9 +1,13 @@
-"""What every experiment hands to the solver, in one record."""
+"""What every experiment hands to the solver, in one record.
+
+An experiment is a frozen dataclass whose fields are its options (`t1`, `rtol`, `solver`, `seed`, `init_scale` among
+them), with the paper in `reference` and a method `setup()` that returns a `Setup`.
+"""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from jaxtyping import PyTree
 
@@ -32,30 +36,6 @@ class Setup:
     plateaus: Mapping[str, float]
     labels: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Experiment(Protocol):
-    """A frozen dataclass whose fields are the options of `thetadot run`.
-
-    Attributes:
-        reference: the paper whose flow it is.
-        t1: end of the flow, in gradient-flow time.
-        rtol: relative tolerance of the solver.
-        solver: name of a solver.
-    """
-
-    reference: ClassVar[str]
-
-    @property
-    def t1(self) -> float: ...
-    @property
-    def rtol(self) -> float: ...
-    @property
-    def solver(self) -> str: ...
-
-    def setup(self) -> Setup:
-        """Draw the initialization and collect what the solver needs."""
-        ...
 
 
 def check_sizes(**sizes: int) -> None:

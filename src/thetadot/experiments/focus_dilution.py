@@ -67,7 +67,7 @@ class FocusDilution:
     stationary: tuple[float, ...] = _STATIONARY
     """Stationary law of the tokens, positive and summing to one."""
     persistence: float = 0.5
-    """λ of the transition matrix λ I + (1 - λ) 1 πᵀ, the chance to repeat a token before drawing from π."""
+    """λ of the transition matrix λ I + (1 - λ) 1 πᵀ: 0 draws each token from π, near 1 repeats the last."""
     transition: Path | None = None
     """A .csv or .npy file with a transition matrix, used instead of --stationary and --persistence."""
     text: str | None = None
@@ -87,7 +87,7 @@ class FocusDilution:
     t1: float = 6000.0
     """End of the flow, in gradient-flow time."""
     solver: str = "auto"
-    """Name of the solver."""
+    """Solver: auto, or another name in thetadot.solvers.SOLVERS."""
     rtol: float = 1e-6
     """Relative tolerance of the solver."""
 

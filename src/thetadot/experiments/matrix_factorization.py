@@ -64,7 +64,7 @@ class MatrixFactorization:
     t1: float = 1000.0
     """End of the flow, in gradient-flow time."""
     solver: str = "auto"
-    """Name of the solver."""
+    """Solver: auto, or another name in thetadot.solvers.SOLVERS."""
     rtol: float = 1e-6
     """Relative tolerance of the solver."""
 

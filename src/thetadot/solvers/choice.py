@@ -61,7 +61,7 @@ def describe_solver(solver: dfx.AbstractSolver) -> str:
 def step_cost(solver: dfx.AbstractSolver) -> tuple[int, int] | None:
     """Gradients and Hessian–vector products of one attempted step; None where it varies."""
     if isinstance(solver, DeflatedExponential):
-        return 12, solver.rank
+        return 15, solver.rank
     if isinstance(solver, dfx.AbstractERK):
         return solver.tableau.num_stages - int(solver.tableau.fsal), 0
     return None

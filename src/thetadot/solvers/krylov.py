@@ -71,6 +71,7 @@ _NODES = (0.5, 0.9, 1.0)
 _SHARE = 0.03  # of the relative error of recent steps, left to the Krylov spaces
 _LOOSEST = 1e-4  # relative error of a Krylov space
 _TIGHTEST = 1e3  # the same, in units of the machine epsilon
+_AMPLE = 0.03  # a residual this much below its bound: one dimension less next time
 _STRIDE = 3  # dimensions added between two looks at the residual
 
 
@@ -127,7 +128,7 @@ class KrylovState(eqx.Module):
 
     field: Float[Array, " P"]  # F at the current point
     relative_error: Float[Array, ""]  # δ / ‖u‖ of recent steps
-    dims: Int[Array, " 4"]  # of the Krylov spaces of F₀, N₂, N₃ and the error, in the last step
+    dims: Int[Array, " 4"]  # of the spaces of F₀, N₂, N₃ and the error: where to look at the residual first
     num_gradients: Int[Array, ""]  # evaluations of the field in the step that made this state
     num_products: Int[Array, ""]  # Jacobian–vector products in it
 
@@ -177,28 +178,27 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
             return field(t0 + c * (t1 - t0), y + u) - field0 - product(u)
 
         def space_of(i, vector, allowed):
-            dim = solver_state.dims[i] - 1
-            return krylov_space(product, vector, h, allowed, dim, self.max_dim, self.symmetric)
+            return krylov_space(product, vector, h, allowed, solver_state.dims[i], self.max_dim, self.symmetric)
 
         eps = float(jnp.finfo(y.dtype).eps)
         share = jnp.clip(_SHARE * solver_state.relative_error, _TIGHTEST * eps, max(_LOOSEST, _TIGHTEST * eps))
-        first, residual1, dim1 = space_of(0, field0, lambda length: share * length)
+        first, residual1, *size1 = space_of(0, field0, lambda length: share * length)
         half, most, whole = (c * h * first.phi(c * h)[0] for c in _NODES)
         allowed = share * jnp.linalg.norm(whole)
         n2 = remainder(0.5, half)
-        second, residual2, dim2 = space_of(1, n2, lambda _: allowed)
+        second, residual2, *size2 = space_of(1, n2, lambda _: allowed)
         at_half, at_most, (_, _, p3, p4) = (second.phi(c * h) for c in _NODES)
         n3 = remainder(0.9, most + h * (27 / 25 * at_half[2] + 729 / 125 * at_most[2]))
-        third, residual3, dim3 = space_of(2, n3, lambda _: allowed)
+        third, residual3, *size3 = space_of(2, n3, lambda _: allowed)
         _, _, q3, q4 = third.phi(h)
         u = whole + h * (18 * p3 - 60 * p4 - 250 / 81 * q3 + 500 / 27 * q4)
         field1 = field(t1, y + u)
         n4 = field1 - field0 - product(u)
-        last, residual4, dim4 = space_of(3, n2 - 125 / 81 * n3 + n4, lambda _: allowed)
+        last, residual4, *size4 = space_of(3, n2 - 125 / 81 * n3 + n4, lambda _: allowed)
         _, _, e3, e4 = last.phi(h)
         delta = h * (2 * e3 - 12 * e4)
 
-        dims = jnp.stack([dim1, dim2, dim3, dim4])
+        dims, next_dims = jnp.array([size1, size2, size3, size4]).T
         size, moved = jnp.linalg.norm(delta), jnp.linalg.norm(u)
         relative = jnp.where(moved > 0, size / jnp.where(moved > 0, moved, 1), 0)
         residual = residual1 + residual2 + residual3 + residual4
@@ -207,7 +207,7 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
         state = KrylovState(
             field=field1,
             relative_error=jnp.maximum(relative, 0.1 * solver_state.relative_error),
-            dims=dims,
+            dims=next_dims,
             num_gradients=jnp.array(3),
             num_products=jnp.sum(dims) + 3,
         )
@@ -239,7 +239,7 @@ def krylov_space(
         symmetric: whether J is.
 
     Returns:
-        space; its residual, as a bound on the error of h φ₁(chJ) v; its dimension.
+        space; its residual, as a bound on the error of h φ₁(chJ) v; its dimension; where to look first next time.
     """
     max_dim = min(max_dim, vector.size)
     length = jnp.linalg.norm(vector)
@@ -271,10 +271,13 @@ def krylov_space(
 
     basis = jnp.zeros((max_dim, vector.size), vector.dtype)
     lanczos = jnp.array(0), basis, jnp.zeros((max_dim + 1, max_dim), vector.dtype), start
-    empty, *_ = _project(basis, lanczos[2], jnp.array(1), length, h, symmetric)
+    rotation = jnp.zeros((max_dim, max_dim), vector.dtype)
+    empty = (
+        KrylovSpace(basis, rotation[0], rotation, length) if symmetric else KrylovSpace(basis, rotation, None, length)
+    )
     carry = lanczos, empty, jnp.full_like(h, jnp.inf), jnp.zeros_like(h)
-    (m, *_), space, residual, _ = jax.lax.while_loop(unfinished, body, carry)
-    return space, residual, m
+    (m, *_), space, residual, bound = jax.lax.while_loop(unfinished, body, carry)
+    return space, residual, m, m - (residual < _AMPLE * bound)
 
 
 def _project(basis, hessenberg, m, length, h, symmetric: bool):
@@ -284,7 +287,7 @@ def _project(basis, hessenberg, m, length, h, symmetric: bool):
     finite = jnp.all(jnp.isfinite(hessenberg)) & jnp.isfinite(length)
     square = jnp.where(finite, square, 0)  # eigh of NaN may take for ever
     if symmetric:
-        small, rotation = jnp.linalg.eigh((square + square.T) / 2)
+        small, rotation = _eigh((square + square.T) / 2, m)
         growth = jnp.max(small)
     else:
         small, rotation = square, None
@@ -299,6 +302,18 @@ def _project(basis, hessenberg, m, length, h, symmetric: bool):
         residual = residual * jnp.maximum(1, phi_functions(h * growth)[0])
     residual = jnp.where(finite, h**2 * length * residual, jnp.inf)
     return space, residual, h * length * jnp.linalg.norm(weights[-1])
+
+
+def _eigh(matrix: Float[Array, "M M"], m: Int[Array, ""]) -> tuple[Float[Array, " M"], Float[Array, "M M"]]:
+    """Eigenvalues and vectors of a matrix that is zero beyond its leading m × m block, by the smallest that holds it."""
+    full = matrix.shape[0]
+    sizes = sorted({-(-full // 4), -(-full // 2), full})
+
+    def decompose(size):
+        values, vectors = jnp.linalg.eigh(matrix[:size, :size])
+        return jnp.pad(values, (0, full - size)), jnp.eye(full, dtype=matrix.dtype).at[:size, :size].set(vectors)
+
+    return jax.lax.switch(jnp.sum(m > jnp.array(sizes)), [lambda size=size: decompose(size) for size in sizes])
 
 
 def _flatten(terms, y0, args) -> tuple[Float[Array, " P"], Callable, Callable]:
