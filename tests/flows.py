@@ -67,6 +67,14 @@ def second_mode(params, data):
 
 
 MODES = {"first": first_mode, "second": second_mode}
+NEVER = 1e9
+
+
+def mode_crossings(first=NEVER, second=NEVER, loss=-1.0):
+    """One compiled configuration for everything about the times of linear networks."""
+    return {"first": ("first", first), "second": ("second", second), "loss": ("loss", loss)}
+
+
 BALANCE = {"balancedness": linear.balancedness}
 
 

@@ -105,7 +105,9 @@ def test_numbers_that_are_not_finite_survive(tmp_path):
 
 def test_a_trajectory_without_rows_survives(tmp_path):
     """A flow stopped before its first save time."""
-    traj = trajectory(ts=np.zeros(0), series={"loss": np.zeros(0), "grad_norm": np.zeros(0), "map": np.zeros((0, 2, 2))})
+    traj = trajectory(
+        ts=np.zeros(0), series={"loss": np.zeros(0), "grad_norm": np.zeros(0), "map": np.zeros((0, 2, 2))}
+    )
     traj.save(tmp_path / "run")
     assert_same(td.load(tmp_path / "run"), traj)
     assert "no rows" in repr(traj)

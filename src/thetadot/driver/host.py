@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
 
-from ..problem import Problem, squared_norm
+from ..problem import Problem, squared_norm, vector_field
 from ..progress import Report
-from ..solvers import describe_solver, enlarge, may_enlarge, step_cost
+from ..solvers import better_rank, curvatures, describe_solver, may_enlarge, step_cost, with_rank
 from .loop import advance, start
 from .state import Flow, Outcome, Rows
 
@@ -116,11 +117,15 @@ class Run:
         self.num_products += tried * products
 
     def _enlarge(self) -> None:
-        solver, solver_state = enlarge(self.flow.solver, self.state.solver_state)
-        num_params = solver_state.basis.shape[0]
-        self.flow = dataclasses.replace(self.flow, solver=solver, may_switch=may_enlarge(solver, num_params))
+        """Measures the outlying curvature and takes the rank that it asks for, if that promises to pay."""
+        spectrum = np.asarray(_curvatures(self.problem, self.state.params))
+        rank = better_rank(self.flow.solver.rank, spectrum, float(self.state.t))
+        solver, solver_state = with_rank(rank, self.state.solver_state)
         self.state = eqx.tree_at(lambda s: s.solver_state, self.state, solver_state)
-        self.solvers.append(describe_solver(solver))
+        if rank != self.flow.solver.rank:
+            may_switch = may_enlarge(solver, solver_state.basis.shape[0])
+            self.flow = dataclasses.replace(self.flow, solver=solver, may_switch=may_switch)
+            self.solvers.append(describe_solver(solver))
 
     def _rest(self) -> None:
         """A flow that has converged stays where it is: at `t1`, and at the save times still to come."""
@@ -157,6 +162,12 @@ class Run:
         names = [name for name, _ in self.problem.conserved]
         pairs = zip(names, self.state.drift, scales, strict=True)
         return {name: float(d) / float(s) if float(s) > 0 else float(d) for name, d, s in pairs}
+
+
+@eqx.filter_jit
+def _curvatures(problem: Problem, params: PyTree) -> Array:
+    y, unravel = ravel_pytree(params)
+    return curvatures(lambda x: ravel_pytree(vector_field(None, unravel(x), problem))[0], y)
 
 
 @eqx.filter_jit

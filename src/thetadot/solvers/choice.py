@@ -3,10 +3,14 @@
 from collections.abc import Callable
 
 import diffrax as dfx
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
 
-from .deflated import DeflatedExponential, DeflatedState
+from .deflated import DeflatedExponential, DeflatedState, Field
 
 SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
     "deflated": DeflatedExponential,
@@ -16,7 +20,9 @@ SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
     "kvaerno5": dfx.Kvaerno5,
 }
 
-_RANKS = (8, 32, 128)  # tried in turn by "auto"; each is compiled once
+_RANKS = (8, 16, 32, 64, 128)  # each is compiled once
+_WORTH = 10.0  # how much faster a larger rank must promise to be
+_PATIENCE = -1e6  # pressure after a refusal: about 150 steps until the next question
 
 
 def choose_solver(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
@@ -43,13 +49,63 @@ def may_enlarge(solver: dfx.AbstractSolver, num_params: int) -> bool:
     return isinstance(solver, DeflatedExponential) and solver.rank < min(_RANKS[-1], num_params)
 
 
-def enlarge(solver: DeflatedExponential, state: DeflatedState) -> tuple[DeflatedExponential, DeflatedState]:
-    """The next larger rank; the basis found so far is kept and filled up with random directions."""
-    num_params, rank = state.basis.shape
-    larger = DeflatedExponential(next(r for r in _RANKS if r > solver.rank))
-    fresh = jr.normal(jr.key(rank), (num_params, min(larger.rank, num_params) - rank), state.basis.dtype)
+def better_rank(rank: int, curvatures: np.ndarray, t: float) -> int:
+    """The rank whose steps cover most time per gradient, if it beats `rank` by far; else `rank`.
+
+    With k directions deflated a step is limited by stability to about 3/|λ_{k+1}|, and costs about 15 gradients and k
+    products of two. Accuracy limits it too, on plateaus to a share of their length; and plateaus are about as long as
+    the time before them, so no step is expected to exceed t/10.
+
+    Args:
+        rank: the rank in use.
+        curvatures: the largest |λ| of the Hessian, in decreasing order.
+        t: the time reached.
+    """
+    ranks = np.array([k for k in _RANKS if k >= rank])
+    largest_left = np.append(curvatures, np.zeros(ranks.max() + 1))[ranks]
+    steps = np.minimum(3 / np.maximum(largest_left, np.finfo(float).tiny), t / 10)
+    speeds = steps / (15 + 2 * ranks)
+    best = int(np.argmax(speeds))
+    return int(ranks[best]) if speeds[best] > _WORTH * speeds[0] else rank
+
+
+def with_rank(rank: int, state: DeflatedState) -> tuple[DeflatedExponential, DeflatedState]:
+    """The solver of that rank; the basis found so far is kept and filled up with random directions."""
+    num_params, found = state.basis.shape
+    missing = min(rank, num_params) - found
+    if missing == 0:
+        return DeflatedExponential(rank), eqx.tree_at(
+            lambda s: s.pressure, state, jnp.full_like(state.pressure, _PATIENCE)
+        )
+    fresh = jr.normal(jr.key(rank), (num_params, missing), state.basis.dtype)
     basis = jnp.linalg.qr(jnp.concatenate([state.basis, fresh], axis=1))[0]
-    return larger, DeflatedState(state.field, basis, jnp.zeros_like(state.pressure))
+    return DeflatedExponential(rank), DeflatedState(state.field, basis, jnp.zeros_like(state.pressure))
+
+
+def curvatures(field: Field, y: Float[Array, " P"]) -> Float[Array, " M"]:
+    """The largest |eigenvalues| of the Jacobian at y by Lanczos with full re-orthogonalization, decreasing.
+
+    As many as the largest rank needs. Clusters of equal eigenvalues are seen once per copy only as rounding lets them
+    in; where the space is exhausted the rest is zero, which says the same.
+    """
+    num = min(_RANKS[-1] + 1, y.size)
+    _, jvp = jax.linearize(field, y)
+
+    def extend(i, carry):
+        basis, images = carry
+        image = jvp(basis[i])
+        v = image
+        for _ in range(2):
+            v = v - basis.T @ (basis @ v)
+        size = jnp.linalg.norm(v)
+        v = v / jnp.where(size > 0, size, 1)
+        return basis.at[i + 1].set(v), images.at[i].set(image)
+
+    start = jr.normal(jr.key(2), y.shape, y.dtype)
+    basis = jnp.zeros((num + 1, y.size), y.dtype).at[0].set(start / jnp.linalg.norm(start))
+    basis, images = jax.lax.fori_loop(0, num, extend, (basis, jnp.zeros((num, y.size), y.dtype)))
+    projected = basis[:num] @ images.T
+    return jnp.sort(jnp.abs(jnp.linalg.eigvalsh((projected + projected.T) / 2)))[::-1]
 
 
 def describe_solver(solver: dfx.AbstractSolver) -> str:

@@ -40,11 +40,11 @@ only where both are; the step is then shortened. In particular an absent growing
 equal to u at x = 1 and of order 4 in between (stiff order: no polynomial has to follow e^{hλ}). It needs no new space.
 
 **Limits.** Each of the four spaces of a step costs m products and 4 P m² multiplications of orthogonalization. With
-clustered growing directions m can approach the number of distinct eigenvalues. Lanczos needs J symmetric, true of every
-gradient flow. For a general field say `symmetric=False`: then Arnoldi, and a dense matrix exponential (Al-Mohy and
-Higham 2011, theorem 2.1) instead of an eigendecomposition. If the Jacobian is not symmetric and this is not said, the
-antisymmetric part that the space shows counts as residual: steps become short, results stay right. A field that depends
-on t is evaluated at the time of each stage, without the term in ∂F/∂t: the result is right, the order is lower.
+clustered growing directions m can approach the number of distinct eigenvalues. Lanczos needs J symmetric, true of
+every gradient flow. For a general field say `symmetric=False`: then Arnoldi, and a dense matrix exponential (Al-Mohy
+and Higham 2011, theorem 2.1) instead of an eigendecomposition; a Jacobian that turns out not to be symmetric raises an
+error that says so, before it gives a wrong result. A field that depends on t is evaluated at the time of each stage,
+without the term in ∂F/∂t: the result is right, the order is lower.
 
 Reference:
     Luan and Ostermann (2014), Exponential Rosenbrock methods of order five: construction, analysis and numerical
@@ -65,38 +65,18 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from ._phi import phi_functions
+from ._krylov_space import NODES, KrylovSpace, krylov_space
 
-_NODES = (0.5, 0.9, 1.0)
 _SHARE = 0.03  # of the relative error of recent steps, left to the Krylov spaces
 _LOOSEST = 1e-4  # relative error of a Krylov space
-_TIGHTEST = 1e3  # the same, in units of the machine epsilon
-_AMPLE = 0.03  # a residual this much below its bound: one dimension less next time
-_STRIDE = 3  # dimensions added between two looks at the residual
+_TIGHTEST = 0.7  # the same: power of the machine epsilon
+_DECAY = 0.5  # of the memory of relative errors
 
 
-class KrylovSpace(eqx.Module):
-    """φ_k(sJ) v for every s and k ≤ 4: ‖v‖ V R φ_k(s · small) R⁻¹ e₁."""
-
-    basis: Float[Array, "M P"]  # the rows are the columns of V; zero from dimension m on
-    small: Float[Array, " M"] | Float[Array, "M M"]  # eigenvalues of VᵀJV, or VᵀJV itself where it is not symmetric
-    rotation: Float[Array, "M M"] | None  # its eigenvectors R
-    length: Float[Array, ""]  # ‖v‖
-
-    def coordinates(self, s) -> Float[Array, "4 M"]:
-        """φ₁, …, φ₄ of s VᵀJV, applied to e₁."""
-        if self.rotation is not None:
-            return jnp.stack(phi_functions(s * self.small)) * self.rotation[:1] @ self.rotation.T
-        size = self.small.shape[0]
-        # exp of [[sA, e₁, 0], [0, 0, I], [0, 0, 0]] holds φ₁(sA)e₁, …, φ₄(sA)e₁ in its last columns
-        augmented = jnp.zeros((size + 4, size + 4), self.small.dtype)
-        augmented = augmented.at[:size, :size].set(s * self.small).at[0, size].set(1)
-        augmented = augmented.at[size + jnp.arange(3), size + 1 + jnp.arange(3)].set(1)
-        return jax.scipy.linalg.expm(augmented)[:size, size:].T
-
-    def phi(self, s) -> Float[Array, "4 P"]:
-        """φ₁(sJ)v, …, φ₄(sJ)v."""
-        return self.length * self.coordinates(s) @ self.basis
+_NOT_SYMMETRIC = (
+    "`KrylovExponential` expects a symmetric Jacobian, as that of a gradient flow, and this vector field has another: "
+    "use `KrylovExponential(symmetric=False)`."
+)
 
 
 class ContinuousExtension(dfx.AbstractLocalInterpolation):
@@ -180,140 +160,55 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
         def space_of(i, vector, allowed):
             return krylov_space(product, vector, h, allowed, solver_state.dims[i], self.max_dim, self.symmetric)
 
-        eps = float(jnp.finfo(y.dtype).eps)
-        share = jnp.clip(_SHARE * solver_state.relative_error, _TIGHTEST * eps, max(_LOOSEST, _TIGHTEST * eps))
-        first, residual1, *size1 = space_of(0, field0, lambda length: share * length)
-        half, most, whole = (c * h * first.phi(c * h)[0] for c in _NODES)
+        share = jnp.clip(_SHARE * solver_state.relative_error, float(jnp.finfo(y.dtype).eps) ** _TIGHTEST, _LOOSEST)
+        first = space_of(0, field0, lambda length: share * length)
+        field0 = eqx.error_if(field0, first.skewed, _NOT_SYMMETRIC)
+        half, most, whole = (c * h * first.space.phi(c * h)[0] for c in NODES)
         allowed = share * jnp.linalg.norm(whole)
         n2 = remainder(0.5, half)
-        second, residual2, *size2 = space_of(1, n2, lambda _: allowed)
-        at_half, at_most, (_, _, p3, p4) = (second.phi(c * h) for c in _NODES)
+        second = space_of(1, n2, lambda _: allowed)
+        at_half, at_most, (_, _, p3, p4) = (second.space.phi(c * h) for c in NODES)
         n3 = remainder(0.9, most + h * (27 / 25 * at_half[2] + 729 / 125 * at_most[2]))
-        third, residual3, *size3 = space_of(2, n3, lambda _: allowed)
-        _, _, q3, q4 = third.phi(h)
+        third = space_of(2, n3, lambda _: allowed)
+        _, _, q3, q4 = third.space.phi(h)
         u = whole + h * (18 * p3 - 60 * p4 - 250 / 81 * q3 + 500 / 27 * q4)
         field1 = field(t1, y + u)
         n4 = field1 - field0 - product(u)
-        last, residual4, *size4 = space_of(3, n2 - 125 / 81 * n3 + n4, lambda _: allowed)
-        _, _, e3, e4 = last.phi(h)
-        delta = h * (2 * e3 - 12 * e4)
+        last = space_of(3, n2 - 125 / 81 * n3 + n4, lambda _: allowed)
+        _, _, e3, e4 = last.space.phi(h)
+        delta = _above_rounding(h * (2 * e3 - 12 * e4), h * first.space.radius(), y)
 
-        dims, next_dims = jnp.array([size1, size2, size3, size4]).T
+        searches = first, second, third, last
         size, moved = jnp.linalg.norm(delta), jnp.linalg.norm(u)
         relative = jnp.where(moved > 0, size / jnp.where(moved > 0, moved, 1), 0)
-        residual = residual1 + residual2 + residual3 + residual4
+        residual = sum(search.residual for search in searches)
         # |·|: residual and δ add up, and do not cancel
         error = jnp.abs(delta) + residual / jnp.sqrt(jnp.asarray(y.size, y.dtype))
         state = KrylovState(
             field=field1,
-            relative_error=jnp.maximum(relative, 0.1 * solver_state.relative_error),
-            dims=next_dims,
+            relative_error=jnp.maximum(relative, _DECAY * solver_state.relative_error),
+            dims=jnp.stack([search.next_dim for search in searches]),
             num_gradients=jnp.array(3),
-            num_products=jnp.sum(dims) + 3,
+            num_products=sum((search.dim for search in searches), start=jnp.array(3)),
         )
-        return unravel(y + u), unravel(error), dict(y0=y0, spaces=(first, second, third)), state, dfx.RESULTS.successful
+        return (
+            unravel(y + u),
+            unravel(error),
+            dict(y0=y0, spaces=(first.space, second.space, third.space)),
+            state,
+            dfx.RESULTS.successful,
+        )
 
     def func(self, terms, t0, y0, args):
         """The vector field itself."""
         return terms.vf(t0, y0, args)
 
 
-def krylov_space(
-    product: Callable[[Array], Array],
-    vector: Float[Array, " P"],
-    h: Float[Array, ""],
-    allowed: Callable[[Array], Array],
-    dim: Int[Array, ""],
-    max_dim: int,
-    symmetric: bool = True,
-) -> tuple[KrylovSpace, Float[Array, ""], Int[Array, ""]]:
-    """Krylov space of J and v, large enough for h φ_k(chJ) v, c ≤ 1.
-
-    Args:
-        product: v -> J v.
-        vector: v.
-        h: the step.
-        allowed: ‖h φ₁(hJ) v‖ -> the residual at which to stop.
-        dim: dimension at which to look at the residual for the first time.
-        max_dim: largest dimension.
-        symmetric: whether J is.
-
-    Returns:
-        space; its residual, as a bound on the error of h φ₁(chJ) v; its dimension; where to look first next time.
-    """
-    max_dim = min(max_dim, vector.size)
-    length = jnp.linalg.norm(vector)
-    start = vector / jnp.where(length > 0, length, 1)
-
-    def extend(carry):
-        m, basis, hessenberg, direction = carry
-        basis = basis.at[m].set(direction)
-        w = product(direction)
-        column = basis @ w
-        w = w - column @ basis
-        correction = basis @ w
-        w = w - correction @ basis
-        beta = jnp.linalg.norm(w)
-        hessenberg = hessenberg.at[:max_dim, m].set(column + correction).at[m + 1, m].set(beta)
-        return m + 1, basis, hessenberg, w / jnp.where(beta > 0, beta, 1)
-
-    def unfinished(carry):
-        (m, *_), _, residual, bound = carry
-        return (m < max_dim) & (residual > bound)
-
-    def body(carry):
-        lanczos, *_ = carry
-        goal = jnp.minimum(jnp.maximum(dim, lanczos[0] + _STRIDE), max_dim)
-        lanczos = jax.lax.while_loop(lambda carry: carry[0] < goal, extend, lanczos)
-        m, basis, hessenberg, _ = lanczos
-        space, residual, moved = _project(basis, hessenberg, m, length, h, symmetric)
-        return lanczos, space, residual, allowed(moved)
-
-    basis = jnp.zeros((max_dim, vector.size), vector.dtype)
-    lanczos = jnp.array(0), basis, jnp.zeros((max_dim + 1, max_dim), vector.dtype), start
-    rotation = jnp.zeros((max_dim, max_dim), vector.dtype)
-    empty = (
-        KrylovSpace(basis, rotation[0], rotation, length) if symmetric else KrylovSpace(basis, rotation, None, length)
-    )
-    carry = lanczos, empty, jnp.full_like(h, jnp.inf), jnp.zeros_like(h)
-    (m, *_), space, residual, bound = jax.lax.while_loop(unfinished, body, carry)
-    return space, residual, m, m - (residual < _AMPLE * bound)
-
-
-def _project(basis, hessenberg, m, length, h, symmetric: bool):
-    """The space with its small matrix decomposed; its residual; the length of h φ₁(hJ)v in it."""
-    max_dim = basis.shape[0]
-    beta, square = hessenberg[m, m - 1], hessenberg[:max_dim]
-    finite = jnp.all(jnp.isfinite(hessenberg)) & jnp.isfinite(length)
-    square = jnp.where(finite, square, 0)  # eigh of NaN may take for ever
-    if symmetric:
-        small, rotation = _eigh((square + square.T) / 2, m)
-        growth = jnp.max(small)
-    else:
-        small, rotation = square, None
-        growth = jnp.max(jnp.abs(square))
-    space = KrylovSpace(basis, small, rotation, length)
-    weights = jnp.stack([space.coordinates(c * h)[0] for c in _NODES])
-    last = jnp.max(jnp.abs(weights[:, m - 1]) * jnp.asarray(_NODES, h.dtype) ** 2)
-    residual = beta * last
-    if symmetric:
-        skew = jnp.where(jnp.arange(max_dim) < m, (square - square.T) @ weights[-1] / 2, 0)
-        residual = residual + jnp.linalg.norm(skew)
-        residual = residual * jnp.maximum(1, phi_functions(h * growth)[0])
-    residual = jnp.where(finite, h**2 * length * residual, jnp.inf)
-    return space, residual, h * length * jnp.linalg.norm(weights[-1])
-
-
-def _eigh(matrix: Float[Array, "M M"], m: Int[Array, ""]) -> tuple[Float[Array, " M"], Float[Array, "M M"]]:
-    """Eigenvalues and vectors of a matrix that is zero beyond its leading m × m block, by the smallest that holds it."""
-    full = matrix.shape[0]
-    sizes = sorted({-(-full // 4), -(-full // 2), full})
-
-    def decompose(size):
-        values, vectors = jnp.linalg.eigh(matrix[:size, :size])
-        return jnp.pad(values, (0, full - size)), jnp.eye(full, dtype=matrix.dtype).at[:size, :size].set(vectors)
-
-    return jax.lax.switch(jnp.sum(m > jnp.array(sizes)), [lambda size=size: decompose(size) for size in sizes])
+def _above_rounding(error: Float[Array, " P"], stiffness: Float[Array, ""], y: Float[Array, " P"]):
+    """The error estimate, less what rounding alone explains: that of F is about 0.2 ε_machine ρ ‖y‖."""
+    size = jnp.linalg.norm(error)
+    rounding = 0.2 * jnp.finfo(y.dtype).eps * stiffness * jnp.linalg.norm(y)
+    return error * jnp.where(size <= rounding, 0, 1 - rounding / jnp.where(size > 0, size, 1))
 
 
 def _flatten(terms, y0, args) -> tuple[Float[Array, " P"], Callable, Callable]:

@@ -34,8 +34,8 @@ last accepted step keeps ρ; if that was the fault the next retry is shorter.) S
 The start vector is the last one with 10 % of a fixed random vector, so that a mode that overtakes the others is not
 orthogonal to it. A product that is not finite ends the iteration and leaves the last finite ρ in place.
 
-**Limits.** Order 2: below rtol 1e-6 the number of steps, which grows like rtol^(−1/2), decides the cost. Eigenvalues off
-the real axis must lie within the strip around it that the damping leaves (of width O(s), narrow next to β); outside
+**Limits.** Order 2: below rtol 1e-6 the number of steps, which grows like rtol^(−1/2), decides the cost. Eigenvalues
+off the real axis must lie within the strip around it that the damping leaves (of width O(s), narrow next to β); outside
 it the step is rejected for accuracy, so a field with strong rotation is integrated correctly, with short steps.
 Internal rounding grows like s² ε_machine (Verwer, Hundsdorfer and Sommeijer 1990), harmless up to s = 500 in float64;
 in float32 it limits rtol to about 1e-3.
@@ -132,7 +132,7 @@ class StabilizedRungeKutta(dfx.AbstractAdaptiveSolver):
         )
         bound = _SAFETY * radius
         displacement, num_stages, enough = chebyshev_step(
-            lambda c, u: field(t0 + c.astype(t1.dtype) * (t1 - t0), y + u), field0, h, bound, self.max_stages
+            lambda c, u: field(t0 + c.astype(jnp.result_type(t1)) * (t1 - t0), y + u), field0, h, bound, self.max_stages
         )
         field1 = jax.lax.cond(enough, lambda: field(t1, y + displacement), lambda: field0)
         error = _above_rounding(0.4 * h * (field0 + field1) - 0.8 * displacement, h * bound, y)
@@ -269,9 +269,9 @@ def chebyshev_coefficients(s: int) -> tuple[float, np.ndarray]:
 
 
 def _above_rounding(error: Float[Array, " P"], stiffness: Float[Array, ""], y: Float[Array, " P"]):
-    """The error estimate, less what rounding alone explains: that of F is about 0.5 ε_machine ρ ‖y‖."""
+    """The error estimate, less what rounding alone explains: that of F is below ε_machine ρ ‖y‖."""
     size = jnp.linalg.norm(error)
-    rounding = 0.5 * jnp.finfo(y.dtype).eps * stiffness * jnp.linalg.norm(y)
+    rounding = jnp.finfo(y.dtype).eps * stiffness * jnp.linalg.norm(y)
     return error * jnp.where(size <= rounding, 0, 1 - rounding / jnp.where(size > 0, size, 1))
 
 

@@ -1,0 +1,216 @@
+"""Stages of flows whose plateaus are known, and escape times whose stated errors are put to the test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flows import (
+    BOWL,
+    MODES,
+    NEVER,
+    QUARTIC,
+    aligned_layers,
+    at,
+    balanced_layers,
+    linear_problem,
+    mode_crossings,
+    scalar_flows,
+)
+from runs import attention_run, factorization_run
+
+import thetadot as td
+from thetadot.theory import linear as theory
+
+exact_modes = jax.jit(theory.deep_mode, static_argnums=3)
+
+
+def kinds(stages):
+    return [stage.kind for stage in stages]
+
+
+def staircase(values, strengths, num_layers, ts):
+    """The trajectory of a balanced network from the closed form, without a solver."""
+    modes = np.stack([np.asarray(exact_modes(ts, s, u, num_layers)) for s, u in zip(values, strengths, strict=True)])
+    missing = np.asarray(values)[:, None] - modes
+    speed = num_layers * np.sum(modes ** (2 - 2 / num_layers) * missing**2, axis=0)
+    series = {"loss": 0.5 * np.sum(missing**2, axis=0), "grad_norm": np.sqrt(speed)}
+    return td.Trajectory(np.asarray(ts), series, {}, None, "done", "", {}, {})
+
+
+def assert_tiles(stages, traj):
+    assert stages[0].t_start == traj.ts[0] and stages[-1].t_end == traj.ts[-1]
+    assert all(a.t_end == b.t_start for a, b in zip(stages[:-1], stages[1:], strict=True))
+    assert all(stage.t_start < stage.t_end for stage in stages)
+
+
+# --- find_stages ---
+
+
+@pytest.mark.parametrize("num_layers, strength", [(2, 1e-8), (3, 1e-6), (4, 1e-4)])
+@pytest.mark.parametrize("values", [(4.0, 2.0, 1.0), (3.0, 1.0), (2.0,)])
+def test_each_mode_of_a_staircase_is_a_plateau_and_a_descent(num_layers, strength, values):
+    strengths = [strength] * len(values)
+    t1 = 1.5 * float(theory.deep_time(0.999 * values[-1], values[-1], strength, num_layers))
+    ts = np.unique(np.concatenate([np.linspace(0, t1, 2000), t1 * np.geomspace(1e-6, 1, 2000)]))
+    traj = staircase(values, strengths, num_layers, ts)
+    stages = td.find_stages(traj)
+    assert_tiles(stages, traj)
+    assert kinds(stages) == ["plateau", "descent"] * len(values) + ["converged"]
+    heights = np.asarray(theory.plateau_losses(jnp.asarray(values)))
+    plateaus = [stage.loss for stage in stages if stage.kind != "descent"]
+    np.testing.assert_allclose(plateaus, heights, rtol=2e-2, atol=1e-2)
+    # Every mode is half learned within its descent.
+    descents = [stage for stage in stages if stage.kind == "descent"]
+    for stage, s in zip(descents, values, strict=True):
+        assert stage.t_start < float(theory.deep_time(s / 2, s, strength, num_layers)) < stage.t_end
+
+
+def test_stages_do_not_depend_on_the_unit_of_time_or_of_the_loss():
+    ts = np.linspace(0, 40, 3000)
+    traj = staircase((2.0, 0.7), (1e-6, 1e-6), 2, ts)
+    series = {"loss": 1e-3 * traj["loss"], "grad_norm": traj["grad_norm"] * np.sqrt(1e-3 / 1e4)}
+    scaled = td.Trajectory(1e4 * ts, series, {}, None, "done", "", {}, {})
+    for a, b in zip(td.find_stages(traj), td.find_stages(scaled), strict=True):
+        assert a.kind == b.kind
+        np.testing.assert_allclose(
+            [1e4 * a.t_start, 1e4 * a.t_end, 1e-3 * a.loss], [b.t_start, b.t_end, b.loss], rtol=1e-6
+        )
+
+
+def test_stages_of_a_flow_from_its_accepted_steps():
+    """Two modes from 1e-6, solved with the defaults: plateaus ½(2² + 0.7²) and ½ 0.7²."""
+    problem = linear_problem([2.0, 0.7])
+    traj = td.gradient_flow(problem, balanced_layers(problem, [1e-6, 1e-6], 2), 40.0)
+    stages = td.find_stages(traj)
+    assert_tiles(stages, traj)
+    assert kinds(stages) == ["plateau", "descent", "plateau", "descent", "converged"]
+    np.testing.assert_allclose(
+        [stages[0].loss, stages[2].loss, stages[4].loss], [2.245, 0.245, 0], rtol=1e-2, atol=1e-9
+    )
+    # What 90 % of the first drop, from 5 % to 95 %, takes by the closed form.
+    exact = [np.sqrt(0.95) * 2, np.sqrt(0.05) * 2]
+    times = [float(theory.two_layer_time(2 - missing, 2.0, 1e-6)) for missing in exact]
+    np.testing.assert_allclose([stages[1].t_start, stages[1].t_end], times, rtol=1e-3)
+
+
+def test_stages_of_deep_factorization_and_of_attention():
+    stages = td.find_stages(factorization_run())
+    assert kinds(stages) == ["plateau", "descent", "plateau", "descent", "converged"]
+    np.testing.assert_allclose([stages[0].loss, stages[2].loss], [5.0, 0.5], rtol=1e-2)
+    stages = td.find_stages(attention_run())
+    assert kinds(stages)[:4] == ["plateau", "descent", "plateau", "descent"]
+    law = np.array([0.75, 0.19, 0.05, 0.01])
+    np.testing.assert_allclose([stages[0].loss, stages[2].loss], [np.log(4), -np.sum(law * np.log(law))], rtol=2e-3)
+
+
+def test_a_single_exponential_is_one_descent_and_then_converged():
+    """A flow without a saddle: there is nothing to wait for, and no plateau is invented."""
+    traj = td.gradient_flow(scalar_flows(BOWL, BOWL), at(1.0, 1.0), 60.0, rtol=1e-9)
+    stages = td.find_stages(traj)
+    assert_tiles(stages, traj)
+    assert kinds(stages).count("descent") == 1 and stages[-1].kind == "converged"
+    assert kinds(stages) in (["descent", "converged"], ["plateau", "descent", "converged"])
+    assert stages[-1].loss < 1e-20
+    by_hand = np.linspace(0, 20, 500)
+    exact = {"loss": np.exp(-2 * by_hand), "grad_norm": np.sqrt(2) * np.exp(-by_hand)}
+    assert kinds(td.find_stages(td.Trajectory(by_hand, exact, {}, None, "done", "", {}, {})))[-2:] == kinds(stages)[-2:]
+
+
+def test_what_is_cut_short_has_not_converged():
+    stages = td.find_stages(staircase((2.0, 0.7), (1e-6, 1e-6), 2, np.linspace(0, 7, 1000)))
+    assert kinds(stages) == ["plateau", "descent", "plateau"]
+    assert stages[-1].loss == pytest.approx(0.245, rel=1e-3)
+    waiting = td.find_stages(staircase((2.0, 0.7), (1e-6, 1e-6), 2, np.linspace(0, 1.5, 1000)))
+    assert kinds(waiting) == ["plateau"]
+
+
+def test_a_flow_at_rest_and_one_of_no_length():
+    rest = td.gradient_flow(scalar_flows(BOWL, QUARTIC), at(0.0, 0.0), 50.0)
+    assert kinds(td.find_stages(rest)) == ["converged"]
+    short = td.gradient_flow(scalar_flows(BOWL, QUARTIC), at(1.0, 1.0), 50.0, max_steps=1)
+    assert td.find_stages(short) == []
+
+
+def test_stages_and_numbers_print_themselves():
+    assert repr(td.Stage("plateau", 0.0, 12.3456789, 1.386294361)) == "Stage(plateau, t 0 … 12.346, loss 1.38629)"
+    assert repr(td.Measured(12.82294123, 3e-6)) == "12.82294123 ± 3e-06"
+
+
+# --- crossing_times ---
+
+
+def random_flow(rng, num_layers):
+    """A 2×2 target with random modes, strengths and (for two layers) imbalance, and its exact escape times.
+
+    Two layers: each mode is a product ab with a² − b² = q conserved, balanced (q = 0) in one case of three. Three
+    layers: balanced. The starts span seven decades, the levels 10 % to 90 % of a mode. The stronger mode starts at
+    the larger strength: learned second, it would find a plateau that rotates into it, and rounding decides when.
+    """
+    values = -np.sort(-rng.uniform(0.3, 3.0, 2))
+    levels = rng.uniform(0.1, 0.9, 2) * values
+    problem = linear_problem(values, seed=int(rng.integers(1000)))
+    if num_layers == 3:
+        strengths = values * 10 ** -np.sort(-rng.uniform(-7, -1.5, 2))
+        layers = balanced_layers(problem, strengths, 3)
+        exact = theory.deep_time(levels, values, strengths, 3)
+    else:
+        strengths = values * 10 ** -np.sort(-rng.uniform(-8, -1.5, 2))
+        imbalance = rng.choice([-1, 0, 1], 2) * 10 ** rng.uniform(-8, 0.5, 2)
+        upper = np.sqrt((imbalance + np.hypot(imbalance, 2 * strengths)) / 2)
+        upper = np.where(
+            imbalance < 0, strengths / np.sqrt((-imbalance + np.hypot(imbalance, 2 * strengths)) / 2), upper
+        )
+        layers = aligned_layers(problem, [strengths / upper, upper])
+        exact = theory.scalar_product_time(levels, values, strengths, imbalance)
+    return problem, layers, levels, np.asarray(exact)
+
+
+def measured_errors(num, num_layers, seed, rtol=1e-6):
+    """True and stated errors of the escape times of `num` random flows, two a flow, relative to the times."""
+    rng = np.random.default_rng(seed)
+    true, stated = [], []
+    for _ in range(num):
+        problem, layers, levels, exact = random_flow(rng, num_layers)
+        crossings = mode_crossings(*levels)
+        found = td.crossing_times(problem, layers, crossings, 1.1 * float(exact.max()), MODES, rtol=rtol)
+        assert np.isnan(found["loss"].value)
+        for name, time in zip(("first", "second"), exact, strict=True):
+            true.append(abs(found[name].value - time) / time)
+            stated.append(found[name].error / time)
+    return np.array(true), np.array(stated)
+
+
+def test_escape_times_lie_within_their_stated_errors():
+    true, stated = measured_errors(10, 2, seed=1)
+    assert np.mean(true <= stated) >= 0.8  # 20 times: a coverage of 95 % leaves more than four outside once in 400
+    assert np.max(true) < 1e-5 and np.all(stated < 1e-3)
+    # The error bars are not simply wide: a hundredth of one would not do.
+    assert np.mean(true <= stated / 100) < 0.8
+
+
+@pytest.mark.slow
+def test_stated_errors_cover_the_truth_in_200_random_flows():
+    """The true time within the stated error in 95 % of 200 flows, and the median stated error at most 10 × the true."""
+    results = [measured_errors(100, num_layers, seed=num_layers) for num_layers in (2, 3)]
+    true, stated = (np.concatenate(part) for part in zip(*results, strict=True))
+    assert true.size == 400 and np.all(np.isfinite(stated))
+    coverage = np.mean(true <= stated)
+    print(f"coverage {coverage:.3f}, median stated {np.median(stated):.2e}, median true {np.median(true):.2e}")  # noqa: T201
+    assert coverage >= 0.95
+    assert np.median(stated) <= 10 * np.median(true)
+
+
+def test_an_error_falls_with_the_tolerance():
+    loose, tight = (measured_errors(4, 2, seed=5, rtol=rtol) for rtol in (1e-4, 1e-7))
+    assert np.median(tight[0]) < np.median(loose[0]) / 30
+    assert np.median(tight[1]) < np.median(loose[1]) / 30
+
+
+def test_what_is_never_reached_is_nan():
+    problem = linear_problem([2.0, 0.7])
+    layers = balanced_layers(problem, [0.1, 0.1], 2)
+    found = td.crossing_times(problem, layers, mode_crossings(first=1.0, second=NEVER), 3.0, MODES)
+    assert np.isfinite(found["first"].value) and found["first"].error > 0
+    assert np.isnan(found["second"].value) and np.isnan(found["second"].error)
+    with pytest.raises(ValueError, match="`rtol` must lie in"):
+        td.crossing_times(problem, layers, mode_crossings(first=1.0), 3.0, MODES, rtol=-1.0)
