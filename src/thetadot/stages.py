@@ -1,7 +1,7 @@
 """Plateaus, descents and escape times: what a trajectory did, and how well the times are known."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import diffrax as dfx
@@ -136,7 +136,7 @@ def _is_converged(ts, loss, speed, since: int) -> bool:
 def crossing_times(
     problem: Problem,
     params0: PyTree,
-    crossings: Mapping[str, Sequence],
+    crossings: Mapping[str, tuple],
     t1: float,
     observables: Mapping | None = None,
     solver: str | dfx.AbstractSolver = "auto",

@@ -14,8 +14,9 @@ from jaxtyping import Array, PyTree
 
 from ..problem import Problem, squared_norm, vector_field
 from ..progress import Report
-from ..solvers import better_rank, curvatures, describe_solver, may_enlarge, step_cost, with_rank
+from ..solvers import DeflatedExponential, better_rank, curvatures, describe_solver, may_enlarge, step_cost, with_rank
 from .loop import advance, start
+from .record import observe
 from .state import Flow, Outcome, Rows
 
 _CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
@@ -118,6 +119,7 @@ class Run:
 
     def _enlarge(self) -> None:
         """Measures the outlying curvature and takes the rank that it asks for, if that promises to pay."""
+        assert isinstance(self.flow.solver, DeflatedExponential)  # no other solver is ever strained
         spectrum = np.asarray(_curvatures(self.problem, self.state.params))
         rank = better_rank(self.flow.solver.rank, spectrum, float(self.state.t))
         solver, solver_state = with_rank(rank, self.state.solver_state)
@@ -136,8 +138,6 @@ class Run:
             self._append(left, {name: np.repeat(x[None], left.size, axis=0) for name, x in last.items()})
 
     def _last_row(self) -> dict[str, np.ndarray]:
-        from .record import observe
-
         s = self.state
         row = eqx.filter_jit(observe)(self.flow, self.problem, s.params, s.loss, s.grad, s.dissipation)
         return {name: np.asarray(x) for name, x in row.items()}

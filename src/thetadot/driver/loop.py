@@ -9,21 +9,21 @@ from ..problem import Problem
 from ..solvers import DeflatedExponential
 from .record import at_levels, empty_rows, observe
 from .state import MAX_EVENTS, Flow, Outcome, Rows, State
-from .step import TERM, attempt
+from .step import TERM, attempt, error_order
 
 
 @eqx.filter_jit
 def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dict[str, Array]]:
     """The state at t = 0 and its row."""
     t0 = jnp.zeros_like(t1)
-    order = flow.solver.error_order(TERM)
+    order = error_order(flow)
     t_next, controller_state = flow.controller.init(TERM, t0, t1, params0, None, problem, flow.solver.func, order)
     loss, grad = problem.value_and_grad(params0)
     invariants0 = tuple(fn(params0, problem.data) for _, fn in problem.conserved)
     zero = jnp.array(0)
     state = State(
         t=t0,
-        t_next=t_next,
+        t_next=jnp.asarray(t_next),
         params=params0,
         loss=loss,
         grad=grad,

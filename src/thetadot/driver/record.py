@@ -49,7 +49,8 @@ def record(flow: Flow, problem: Problem, state: State, rows: Rows, t0, t1, at: C
     def save(carry):
         saved, rows = carry
         x = jnp.asarray((grid[saved] - t0) / (t1 - t0), state.loss.dtype)
-        return saved + 1, _append(rows, grid[saved], observe(flow, problem, *at(x), dissipated(x)))
+        params, loss, grad = at(x)
+        return saved + 1, _append(rows, grid[saved], observe(flow, problem, params, loss, grad, dissipated(x)))
 
     saved, rows = jax.lax.while_loop(pending, save, (state.saved, rows))
     return eqx.tree_at(lambda s: s.saved, state, saved), rows

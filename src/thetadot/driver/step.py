@@ -24,6 +24,14 @@ _ANTIDERIVATIVE = np.linalg.inv(np.vander(_KNOTS, increasing=True)) / np.arange(
 _STEPS_AT_REST = 30  # consecutive steps that move nothing but rounding, before the flow counts as converged
 
 
+def error_order(flow: Flow) -> float:
+    """Order of the solver's error estimate; every solver that has an estimate states it."""
+    order = flow.solver.error_order(TERM)
+    if order is None:
+        raise ValueError(f"{type(flow.solver).__name__} does not state the order of its error: set `error_order`.")
+    return float(order)
+
+
 class _Step(eqx.Module):
     t0: Array
     t1: Array
@@ -40,9 +48,8 @@ def attempt(flow: Flow, problem: Problem, state: State, rows: Rows, t1) -> tuple
     params1, error, dense_info, solver_state, result = flow.solver.step(
         TERM, state.t, t_end, state.params, problem, state.solver_state, jnp.array(False)
     )
-    order = flow.solver.error_order(TERM)
     keep, _, t_next, _, controller_state, _ = flow.controller.adapt_step_size(
-        state.t, t_end, state.params, params1, problem, error, order, state.controller_state
+        state.t, t_end, state.params, params1, problem, error, error_order(flow), state.controller_state
     )
     step = _Step(state.t, t_end, t_next, params1, dense_info, solver_state, controller_state)
     state, rows = jax.lax.cond(
@@ -50,7 +57,7 @@ def attempt(flow: Flow, problem: Problem, state: State, rows: Rows, t1) -> tuple
         lambda: _accept(flow, problem, state, rows, step, t1),
         lambda: (_reject(state, jnp.minimum(t_next, (state.t + t_end) / 2)), rows),
     )
-    stuck = (state.outcome == int(Outcome.RUNNING)) & (state.t_next <= state.t)
+    stuck = (state.outcome == int(Outcome.RUNNING)) & ~(state.t_next > state.t)
     outcome = jnp.where(stuck, int(Outcome.UNDERFLOW), state.outcome)
     return eqx.tree_at(lambda s: s.outcome, state, outcome), rows
 

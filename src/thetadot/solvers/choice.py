@@ -118,6 +118,6 @@ def step_cost(solver: dfx.AbstractSolver) -> tuple[int, int] | None:
     """Gradients and Hessian–vector products of one attempted step; None where it varies."""
     if isinstance(solver, DeflatedExponential):
         return 15, solver.rank
-    if isinstance(solver, dfx.AbstractERK):
+    if isinstance(solver, dfx.AbstractERK) and isinstance(solver.tableau, dfx.ButcherTableau):
         return solver.tableau.num_stages - int(solver.tableau.fsal), 0
     return None

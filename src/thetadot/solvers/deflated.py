@@ -21,7 +21,8 @@ classical order for any A: a poor basis costs steps, never correctness. In parti
 misses is still integrated, so no escape is lost.
 
 **Error.** One step of h against two of h/2 with the same A: δ = (y_{2×h/2} − y_h)/15 estimates the local error, O(h⁵),
-and is added (Richardson), which makes the result of order 5. What the rounding of the gradient explains is taken off the estimate (`_above_rounding`).
+and is added (Richardson), which makes the result of order 5. What the rounding of the gradient explains is taken off
+the estimate (`_above_rounding`).
 
 **Basis.** Warm-started block power iteration with Rayleigh–Ritz: one product with k vectors a step gives W = J V, the
 Ritz pairs of V for this step, and V ← orth(W) for the next. The state of the solver is V.
