@@ -258,7 +258,9 @@ def test_a_scaled_gradient_breaks_the_energy_identity_and_the_differences():
     assert energy_gap(traj) == pytest.approx(0.1, rel=0.01)  # ∫ |1.1 g|² dt = 1.1 × the drop
     assert gradient_gap(problem, case.params0) == pytest.approx(0.1, rel=0.01)
     true_loss = case.problem.loss_fn
-    coarse, fine = descent_gaps(case.problem, case.params0, 2.0, solve(problem, case.params0, 2.0, "tsit5").params1, true_loss)
+    coarse, fine = descent_gaps(
+        case.problem, case.params0, 2.0, solve(problem, case.params0, 2.0, "tsit5").params1, true_loss
+    )
     assert coarse / fine < 1.5  # not the flow of this loss
 
 

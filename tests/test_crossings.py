@@ -1,5 +1,7 @@
 """The root finder to the last bits, and the rules of what counts as a crossing."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,7 +112,7 @@ def test_a_path_is_crossed_once_for_each_change_of_side(path):
         int(jnp.sum(sign_changes(values[:-1], values[1:], jnp.full(len(path) - 1, way)))) for way in (0, 1, -1)
     )
     assert either == up + down
-    landings = sum(a != 0 and (b == 0 or np.sign(a) != np.sign(b)) for a, b in zip(path[:-1], path[1:], strict=True))
+    landings = sum(a != 0 and (b == 0 or np.sign(a) != np.sign(b)) for a, b in itertools.pairwise(path))
     assert either == landings
 
 

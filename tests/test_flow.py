@@ -1,9 +1,14 @@
 """`gradient_flow` against flows that are known in closed form, and its promises about everything else."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import brentq
+
+import thetadot as td
 from flows import (
     BOWL,
     DRIFT,
@@ -23,9 +28,6 @@ from flows import (
     second_mode,
     wave,
 )
-from scipy.optimize import brentq
-
-import thetadot as td
 from thetadot.theory import linear as theory
 
 WATCHED = {"first": first, "wave": wave}
@@ -77,7 +79,7 @@ def network_errors(num_layers, rtol):
     traj = td.gradient_flow(problem, params0, t1, [t1], MODES, mode_crossings(loss=level), rtol=rtol)
     exact = np.asarray(exact_modes(t1, values, strengths, num_layers))
     targets = jnp.asarray(values)
-    escape = brentq(lambda t: float(exact_loss(t, targets, strengths, num_layers)) - level, 0.0, t1, xtol=1e-12)
+    escape: Any = brentq(lambda t: float(exact_loss(t, targets, strengths, num_layers)) - level, 0.0, t1, xtol=1e-12)
     np.testing.assert_allclose(modes_at_the_end(traj, problem), [traj["first"][0], traj["second"][0]], rtol=1e-12)
     mode_error = np.max(np.abs(modes_at_the_end(traj, problem) / exact - 1))
     (time_measured,) = traj.crossings["loss"]
@@ -141,7 +143,7 @@ def test_a_flow_that_starts_at_rest_stays():
 
 
 def test_crossings_are_all_found_in_order_with_their_directions():
-    """sin(4πx) along x = 1/sqrt(1 + 2t) vanishes at x = ¾, ½, ¼; it starts at zero, at x = 1, and that is no crossing."""
+    """sin(4πx) along x = 1/sqrt(1 + 2t) vanishes at x = ¾, ½, ¼. It starts at zero, which is no crossing."""
     problem = scalar_flows(QUARTIC, BOWL, frequency=4 * np.pi)
     traj = watch(problem, at(1.0, 1.0), 10.0, level=1.0, wave_level=0.0, rtol=1e-8)
     exact = [(1 / x**2 - 1) / 2 for x in (0.75, 0.5, 0.25)]
@@ -191,7 +193,7 @@ def test_stop_ends_the_flow_at_its_crossing():
 
 
 def test_dissipation_can_be_watched():
-    """It is one of the series, so a crossing may name it: ∫‖∇L‖² = L(0) - L(t) reaches 0.4 when the loss has lost 0.4."""
+    """It is one of the series, so a crossing may name it: ∫‖∇L‖² = L(0) - L(t) is 0.4 when the loss lost 0.4."""
     crossings = {"spent": ("dissipation", 0.4), "left": ("loss", 0.35)}
     traj = td.gradient_flow(scalar_flows(QUARTIC, BOWL), at(1.0, 1.0), 8.0, crossings=crossings)
     np.testing.assert_allclose(traj.crossings["spent"], traj.crossings["left"], rtol=1e-3)

@@ -1,13 +1,13 @@
 """How a flow ends, which solvers it takes, what it compiles, and what it refuses."""
 
-import time
-
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+
+import thetadot as td
 from flows import (
     BOWL,
     DRIFT,
@@ -21,8 +21,6 @@ from flows import (
     scalar_flows,
     wave,
 )
-
-import thetadot as td
 
 # --- outcomes ---
 
@@ -99,7 +97,7 @@ def test_the_advice_to_wrap_a_solver_without_error_estimate_works():
 
 compilations: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: compilations.append(event) if "backend_compile" in event else None
+    lambda event, duration_secs, **kwargs: compilations.append(event) if "backend_compile" in event else None
 )
 
 

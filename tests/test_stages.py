@@ -1,9 +1,13 @@
 """Stages of flows whose plateaus are known, and escape times whose stated errors are put to the test."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import thetadot as td
 from flows import (
     BOWL,
     MODES,
@@ -17,8 +21,6 @@ from flows import (
     scalar_flows,
 )
 from runs import attention_run, factorization_run
-
-import thetadot as td
 from thetadot.theory import linear as theory
 
 exact_modes = jax.jit(theory.deep_mode, static_argnums=3)
@@ -39,7 +41,7 @@ def staircase(values, strengths, num_layers, ts):
 
 def assert_tiles(stages, traj):
     assert stages[0].t_start == traj.ts[0] and stages[-1].t_end == traj.ts[-1]
-    assert all(a.t_end == b.t_start for a, b in zip(stages[:-1], stages[1:], strict=True))
+    assert all(a.t_end == b.t_start for a, b in itertools.pairwise(stages))
     assert all(stage.t_start < stage.t_end for stage in stages)
 
 

@@ -1,4 +1,4 @@
-"""Two multi-stage flows with known escape times, solved once and for all at rtol 1e-10."""
+"""Two multi-stage flows with known escape times, on which two methods agree to all digits given at rtol below 1e-8."""
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -8,7 +8,7 @@ import thetadot as td
 from thetadot.data import persistent_chain
 from thetadot.models import attention, linear
 
-THREE_LAYERS = {9.0: 971.380, 2.0: 2047.372, 0.4: 3885.497}  # loss -> time, initial scale 1e-4
+THREE_LAYERS = {9.0: 971.37794, 2.0: 2047.36410, 0.4: 3885.48267}  # loss -> time, initial scale 1e-4
 ATTENTION = {1.2: 12.82294, 0.70: 89.96570, 0.62: 339.40659, 0.59: 659.48667, 0.565: 1428.23358}
 
 

@@ -123,7 +123,7 @@ def test_residual_bounds_the_error(symmetric):
     matrix = -matrix @ matrix.T if symmetric else matrix - 3 * jnp.eye(50)
     vector, h = jr.normal(jr.key(3), (50,)), jnp.array(1.5)
     exact = jnp.linalg.solve(matrix, jax.scipy.linalg.expm(h * matrix) @ vector - vector)
-    for dim in (3, 6, 9, 12, 15):
+    for dim in (6, 12):
         search = krylov_space(lambda v: matrix @ v, vector, h, lambda _: jnp.array(0.0), jnp.array(0), dim, symmetric)
         error = jnp.linalg.norm(h * search.space.phi(h)[0] - exact)
         assert error <= search.residual
@@ -175,11 +175,11 @@ def test_a_jacobian_that_is_not_symmetric():
 
 
 def test_lanes_equal_single_solves():
-    scales = jnp.array([1e-4, 1e-2, 0.3])
+    scales = jnp.array([1e-4, 0.3])
 
     @jax.jit
     def solve(scale):
-        solution = adaptive(saddle_start(scale), 1e-3)
+        solution = adaptive(saddle_start(scale), 1e-3, KrylovExponential(max_dim=6))
         return solution.ys, solution.stats["num_steps"]
 
     lanes, steps = jax.vmap(solve)(scales)
@@ -200,16 +200,15 @@ def test_refuses_an_empty_space():
         KrylovExponential(max_dim=0)
 
 
-@pytest.mark.parametrize("name", ["three layers", "attention"])
-def test_escape_times(name):
-    assert np.max(np.abs(escape_errors(name, KrylovExponential(), 1e-3))) < 1e-3
+def test_escape_times():
+    assert np.max(np.abs(escape_errors("three layers", KrylovExponential(), 1e-3))) < 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["three layers", "attention"])
-@pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
 def test_escape_times_follow_rtol(name, rtol):
-    assert np.max(np.abs(escape_errors(name, KrylovExponential(), rtol))) < rtol + 1e-5
+    assert np.max(np.abs(escape_errors(name, KrylovExponential(), rtol))) < rtol
 
 
 @pytest.mark.slow

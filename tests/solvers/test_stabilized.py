@@ -94,7 +94,7 @@ def test_large_steps_on_a_stiff_linear_field_decay():
     for _ in range(30):
         y, error, state = step(y, state)
     assert int(state.num_gradients) < 1.24 * np.sqrt(1.2 * 1e4) * 1.09
-    assert jnp.all(jnp.abs(y[rates < -10]) < 1e-3)
+    assert jnp.all(jnp.abs(y[rates < -10]) < 0.96**30)
     np.testing.assert_allclose(y[:10], jnp.exp(30 * rates[:10]), rtol=0.05)
     assert jnp.all(jnp.isfinite(error))
 
@@ -174,13 +174,12 @@ def test_refuses_less_than_two_stages():
         StabilizedRungeKutta(max_stages=1)
 
 
-@pytest.mark.parametrize("name", ["three layers", "attention"])
-def test_escape_times(name):
-    assert np.max(np.abs(escape_errors(name, SOLVER, 1e-3))) < 1e-3
+def test_escape_times():
+    assert np.max(np.abs(escape_errors("attention", SOLVER, 1e-3))) < 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["three layers", "attention"])
-@pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
 def test_escape_times_follow_rtol(name, rtol):
-    assert np.max(np.abs(escape_errors(name, SOLVER, rtol))) < rtol + 1e-5
+    assert np.max(np.abs(escape_errors(name, SOLVER, rtol))) < rtol

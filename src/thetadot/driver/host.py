@@ -20,7 +20,6 @@ from .record import observe
 from .state import Flow, Outcome, Rows
 
 _CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
-_DRIVER_GRADIENTS = 3  # of an accepted step: its two inner Gauss–Lobatto points and its end
 _PROBES = 8  # of the scale of an invariant
 
 
@@ -31,7 +30,6 @@ class Run:
         self.flow, self.problem, self.max_steps = flow, problem, max_steps
         self.t1 = jnp.asarray(t1, flow.levels.dtype)
         self.solvers = [describe_solver(flow.solver)]
-        self.num_gradients, self.num_products = 0, 0
         self.state, self.row0 = start(flow, problem, params0, self.t1)
         self.ts: list[np.ndarray] = []
         self.rows: list[dict[str, np.ndarray]] = []
@@ -55,7 +53,6 @@ class Run:
         began = time.perf_counter()
         while self.num_steps < self.max_steps and self.outcome == Outcome.RUNNING:
             budget = self.max_steps - self.num_steps
-            before = self.num_steps, int(self.state.num_accepted)
             self.state, rows, strained = advance(
                 self.flow,
                 self.problem,
@@ -64,7 +61,6 @@ class Run:
                 jnp.array(min(budget, _CHUNK_STEPS) if show else budget),
             )
             self._collect(rows)
-            self._count(self.num_steps - before[0], int(self.state.num_accepted) - before[1])
             if show:
                 show(self._report(time.perf_counter() - began))
             if bool(strained):
@@ -85,13 +81,13 @@ class Run:
         drop = float(self.row0["loss"]) - float(state.loss)
         dissipation = float(state.dissipation)
         scale = max(abs(drop), abs(dissipation))
-        counted = step_cost(self.flow.solver) is not None
+        counted = step_cost(self.flow.solver, state.solver_state) is not None
         return {
             "num_steps": self.num_steps,
             "num_accepted": int(state.num_accepted),
             "num_rejected": int(state.num_rejected),
-            "num_gradients": self.num_gradients if counted else None,
-            "num_products": self.num_products if counted else None,
+            "num_gradients": int(state.num_gradients) if counted else None,
+            "num_products": int(state.num_products) if counted else None,
             "t1": float(state.t),
             "loss1": float(state.loss),
             "grad_norm1": float(jnp.sqrt(squared_norm(state.grad))),
@@ -111,11 +107,6 @@ class Run:
             self._append(np.asarray(rows.ts[:count]), series)
         for i in range(int(rows.num_crossings)):
             self.crossing_ts[int(rows.crossing[i])].append(float(rows.crossing_ts[i]))
-
-    def _count(self, tried: int, accepted: int) -> None:
-        gradients, products = step_cost(self.flow.solver) or (0, 0)
-        self.num_gradients += tried * gradients + accepted * _DRIVER_GRADIENTS
-        self.num_products += tried * products
 
     def _enlarge(self) -> None:
         """Measures the outlying curvature and takes the rank that it asks for, if that promises to pay."""

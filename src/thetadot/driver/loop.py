@@ -37,6 +37,8 @@ def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dic
         resting=zero,
         num_accepted=zero,
         num_rejected=zero,
+        num_gradients=zero,
+        num_products=zero,
         outcome=jnp.array(int(Outcome.RUNNING)),
     )
     return state, observe(flow, problem, params0, loss, grad, state.dissipation)

@@ -55,6 +55,8 @@ class State(eqx.Module):
     resting: Int[Array, ""]
     num_accepted: Int[Array, ""]
     num_rejected: Int[Array, ""]
+    num_gradients: Int[Array, ""]  # as far as the solver counts them
+    num_products: Int[Array, ""]  # Hessian–vector products
     outcome: Int[Array, ""]
 
 

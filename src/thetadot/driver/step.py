@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..crossings import locate, sign_changes
 from ..problem import Problem, squared_norm, vector_field
+from ..solvers import step_cost
 from .record import at_levels, record, record_crossings
 from .state import Flow, Outcome, Rows, State
 
@@ -21,6 +22,7 @@ _KNOTS = np.array([0.0, (1 - 1 / np.sqrt(5)) / 2, (1 + 1 / np.sqrt(5)) / 2, 1.0]
 # Gauss–Lobatto weights 1/12, 5/12, 5/12, 1/12.
 _ANTIDERIVATIVE = np.linalg.inv(np.vander(_KNOTS, increasing=True)) / np.arange(1, 5)[:, None]
 
+_GRADIENTS_INSIDE = 3  # of an accepted step: at the two inner points and at its end
 _STEPS_AT_REST = 30  # consecutive steps that move nothing but rounding, before the flow counts as converged
 
 
@@ -51,6 +53,7 @@ def attempt(flow: Flow, problem: Problem, state: State, rows: Rows, t1) -> tuple
     keep, _, t_next, _, controller_state, _ = flow.controller.adapt_step_size(
         state.t, t_end, state.params, params1, problem, error, error_order(flow), state.controller_state
     )
+    state = _count(flow, state, solver_state)
     step = _Step(state.t, t_end, t_next, params1, dense_info, solver_state, controller_state)
     state, rows = jax.lax.cond(
         keep & (result == dfx.RESULTS.successful),
@@ -60,6 +63,13 @@ def attempt(flow: Flow, problem: Problem, state: State, rows: Rows, t1) -> tuple
     stuck = (state.outcome == int(Outcome.RUNNING)) & ~(state.t_next > state.t)
     outcome = jnp.where(stuck, int(Outcome.UNDERFLOW), state.outcome)
     return eqx.tree_at(lambda s: s.outcome, state, outcome), rows
+
+
+def _count(flow: Flow, state: State, solver_state: PyTree) -> State:
+    """Adds what an attempted step cost, if the solver counts it."""
+    gradients, products = step_cost(flow.solver, solver_state) or (0, 0)
+    counts = state.num_gradients + gradients, state.num_products + products
+    return eqx.tree_at(lambda s: (s.num_gradients, s.num_products), state, counts)
 
 
 def _reject(state: State, t_next) -> State:
@@ -113,6 +123,8 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         resting=_resting(state, params, grad),
         num_accepted=state.num_accepted + 1,
         num_rejected=state.num_rejected,
+        num_gradients=state.num_gradients + _GRADIENTS_INSIDE,
+        num_products=state.num_products,
         outcome=state.outcome,
     )
     outcome = jnp.where(t_end >= t1, int(Outcome.REACHED), int(Outcome.RUNNING))

@@ -10,3 +10,5 @@ from .choice import step_cost as step_cost
 from .choice import with_rank as with_rank
 from .deflated import DeflatedExponential as DeflatedExponential
 from .displacement import DisplacementController as DisplacementController
+from .krylov import KrylovExponential as KrylovExponential
+from .stabilized import StabilizedRungeKutta as StabilizedRungeKutta

@@ -11,9 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .deflated import DeflatedExponential, DeflatedState, Field
+from .krylov import KrylovExponential
+from .stabilized import StabilizedRungeKutta
 
 SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
     "deflated": DeflatedExponential,
+    "krylov": KrylovExponential,
+    "stabilized": StabilizedRungeKutta,
     "tsit5": dfx.Tsit5,
     "dopri5": dfx.Dopri5,
     "dopri8": dfx.Dopri8,
@@ -114,10 +118,12 @@ def describe_solver(solver: dfx.AbstractSolver) -> str:
     return f"{name}(rank={solver.rank})" if isinstance(solver, DeflatedExponential) else name
 
 
-def step_cost(solver: dfx.AbstractSolver) -> tuple[int, int] | None:
-    """Gradients and Hessian–vector products of one attempted step; None where it varies."""
+def step_cost(solver: dfx.AbstractSolver, state) -> tuple[int | Array, int | Array] | None:
+    """Gradients and Hessian–vector products of the attempted step that made `state`; None where nobody counts."""
     if isinstance(solver, DeflatedExponential):
         return 15, solver.rank
+    if isinstance(solver, KrylovExponential | StabilizedRungeKutta):
+        return state.num_gradients, state.num_products
     if isinstance(solver, dfx.AbstractERK) and isinstance(solver.tableau, dfx.ButcherTableau):
         return solver.tableau.num_stages - int(solver.tableau.fsal), 0
     return None

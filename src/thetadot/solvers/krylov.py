@@ -6,14 +6,14 @@ for each *distinct* one. Here the Jacobian J = −H at the start of the step is 
 the change of J alone.
 
 **Method.** With F = −∇L, F₀ = F(y₀) and N(u) = F(y₀ + u) − F₀ − J u = O(‖u‖²), the method exprb53s3 of Luan and
-Ostermann (2014, sec. 5.1), nodes ½, 9/10 and stiff order 5:
+Ostermann (2014, sec. 5), nodes ½, 9/10 and stiff order 5:
 
     U₂ = ½ h φ₁(½hJ) F₀                                                                           N₂ = N(U₂)
     U₃ = 9/10 h φ₁(9/10 hJ) F₀ + h (27/25 φ₃(½hJ) + 729/125 φ₃(9/10 hJ)) N₂                      N₃ = N(U₃)
     u  = h φ₁(hJ) F₀ + h (18 φ₃ − 60 φ₄)(hJ) N₂ + h (−250/81 φ₃ + 500/27 φ₄)(hJ) N₃.
 
 **Error.** The weights 16 φ₃ − 48 φ₄ and −2 φ₃ + 12 φ₄ on the nodes ½ and 1 (those of exprb43, Hochbruck, Ostermann and
-Schweitzer 2009, eq. (5.6)) give a method of stiff order 4, and N₄ = N(u) costs nothing, since F(y₀ + u) starts the next
+Schweitzer 2009, sec. 5) give a method of stiff order 4, and N₄ = N(u) costs nothing, since F(y₀ + u) starts the next
 step. Its difference to u is
 
     δ = h (2 φ₃ − 12 φ₄)(hJ) (N₂ − 125/81 N₃ + N₄) = O(h⁵),
@@ -27,7 +27,7 @@ trace, so its dimension m is not fixed. It grows until the residual of x' = J x 
 
     max over c of  (c h)² β_m |e_mᵀ φ₁(c h T) e₁| ‖v‖ · max(1, φ₁(h λ_max(T)))
 
-(Hochbruck, Lubich and Selhofer 1998, sec. 6.3; the last factor is what an error grows to along an escaping direction)
+(Hochbruck, Lubich and Selhofer 1998; the last factor is what an error grows to along an escaping direction)
 is below a fraction of the displacement ‖h φ₁(hJ) F₀‖, not of the state. The fraction is 3 % of the relative error
 δ / ‖u‖ that recent steps were accepted with, and at most 1e-4: the solver is not told `rtol`, but this is what the
 controller made of it. If `max_dim` is reached first, the residual is added to the error estimate, which is zero

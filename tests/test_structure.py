@@ -1,0 +1,238 @@
+"""The shape of the package: which way imports go, what a class may be, and what is written beside every name."""
+
+import ast
+import enum
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import diffrax as dfx
+import equinox as eqx
+import pytest
+
+import thetadot
+from thetadot.experiments import EXPERIMENTS
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "thetadot"
+FILES = sorted(SOURCE.rglob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES
+}
+
+# An import may only go up this list. A folder is one entry: inside it, modules may import one another.
+ORDER = [
+    "_types",
+    "models",
+    "data",
+    "inits",
+    "problem",
+    "observables",
+    "crossings",
+    "solvers",
+    "progress",
+    "provenance",
+    "driver",
+    "trajectory",
+    "flow",
+    "stages",
+    "laws",
+    "theory",
+    "experiments",
+    "plot",
+    "report",
+    "cli",
+    "__main__",
+]
+
+
+def layer(module):
+    """The entry of ORDER that a module belongs to: `thetadot.driver.step` to `driver`."""
+    return module.split(".")[1]
+
+
+def imports(module):
+    """The modules of the package that a module imports, anywhere in its text."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, [base, node.module]))
+            found |= {
+                f"{source}.{alias.name}" if f"{source}.{alias.name}" in MODULES else source for alias in node.names
+            }
+    return {name for name in found if name.split(".")[0] == "thetadot" and name != "thetadot"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "thetadot"])
+def test_imports_go_one_way(module):
+    assert layer(module) in ORDER, f"add {layer(module)} to the order"
+    place = ORDER.index(layer(module))
+    later = {name for name in imports(module) if ORDER.index(layer(name)) > place}
+    assert not later, f"{module} imports {later}, which come after it"
+
+
+def test_the_order_is_the_one_of_the_files_and_the_check_sees_imports():
+    """Every entry that is not still to be built exists, and known edges are found."""
+    there = {layer(module) for module in MODULES if module != "thetadot"}
+    assert there <= set(ORDER) and set(ORDER) - there <= {"laws"}
+    assert "thetadot.problem" in imports("thetadot.driver.step") and "thetadot.flow" in imports("thetadot.stages")
+    assert "thetadot.stages" in imports("thetadot.cli") and "thetadot.plot" in imports("thetadot.report")
+
+
+@pytest.mark.parametrize("folder", ["models", "theory", "data"])
+def test_siblings_that_stand_for_papers_do_not_import_each_other(folder):
+    """One model or paper a file: it is read, and taken away, on its own."""
+    allowed = {("thetadot.data.text", "thetadot.data.chains")}
+    for module in MODULES:
+        if module.startswith(f"thetadot.{folder}."):
+            siblings = {(module, name) for name in imports(module) if name.startswith(f"thetadot.{folder}.")}
+            assert siblings <= allowed
+
+
+def classes():
+    for module in MODULES:
+        loaded = importlib.import_module(module) if not module.endswith("__main__") else None
+        for value in vars(loaded).values() if loaded else ():
+            if inspect.isclass(value) and value.__module__ == module:
+                yield value
+
+
+def test_a_class_is_abstract_or_final():
+    """Named Abstract… and subclassed, or neither: nothing concrete of this package is ever a base."""
+    found = list(classes())
+    assert len(found) > 10
+    for cls in found:
+        ours = [base for base in cls.__mro__[1:] if base.__module__.split(".")[0] == "thetadot"]
+        for base in ours:
+            assert base.__name__.startswith("Abstract"), f"{cls.__name__} subclasses the final class {base.__name__}"
+        foreign = (eqx.Module, dfx.AbstractSolver, enum.Enum, dict, tuple, object, Exception)
+        assert issubclass(cls, foreign)
+
+
+def test_abstract_classes_are_never_called():
+    calls = set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                calls.add(name)
+    assert not {name for name in calls if name.startswith("Abstract")}
+    assert {"Problem", "Flow", "Trajectory"} & calls  # the search sees calls
+
+
+def public_names():
+    """Every documented path: the names of the package, and of its public modules where they are defined."""
+    for module in MODULES:
+        if any(part.startswith("_") for part in module.split(".")[1:]):
+            continue
+        loaded = importlib.import_module(module)
+        yield module, loaded
+        for name, value in vars(loaded).items():
+            home = getattr(value, "__module__", "")
+            if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)) and home == module:
+                yield f"{module}.{name}", value
+                if inspect.isclass(value):
+                    methods = [
+                        (n, f) for n, f in vars(value).items() if inspect.isfunction(f) and not n.startswith("_")
+                    ]
+                    yield from ((f"{module}.{name}.{n}", f) for n, f in methods)
+
+
+def test_every_public_name_has_a_docstring():
+    found = dict(public_names())
+    assert {"thetadot.flow.gradient_flow", "thetadot.models.attention", "thetadot.trajectory.Trajectory.save"} <= set(
+        found
+    )
+    bare = [name for name, value in found.items() if not inspect.getdoc(value)]
+    assert not bare
+
+
+def test_the_top_of_the_package_is_what_it_promises():
+    for name in (
+        "Problem",
+        "gradient_flow",
+        "Trajectory",
+        "load",
+        "crossing_times",
+        "find_stages",
+        "Measured",
+        "Stage",
+    ):
+        assert inspect.getdoc(getattr(thetadot, name))
+    text = (SOURCE / "__init__.py").read_text(encoding="utf-8")
+    imported = re.findall(r"^from \S+ import (\w+) as (\w+)$", text, flags=re.MULTILINE)
+    explicit = {alias for name, alias in imported if name == alias}
+    public = {name for name in vars(thetadot) if not name.startswith("_")}
+    submodules = {info.name for info in pkgutil.iter_modules(thetadot.__path__)}
+    assert public - submodules <= explicit <= public  # re-exported by name, so that type checkers see it
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", thetadot.__version__)
+
+
+TEST_FILES = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+
+
+@pytest.mark.parametrize(
+    "module", [m for m, path in MODULES.items() if path.name not in ("__init__.py", "__main__.py")]
+)
+def test_every_module_has_a_test_file(module):
+    """`thetadot.driver.step` is tested by a file for itself, or by that of its folder or of what it serves."""
+    served = {"driver": "flow", "_types": "structure", "provenance": "flow_outcomes", "progress": "flow_outcomes"}
+    served |= {"choice": "flow_outcomes", "interpolation": "deflated", "_krylov_space": "krylov"}
+    parts = module.split(".")[1:]
+    names = {part.lstrip("_") for part in parts} | {served[part] for part in parts if part in served}
+    assert names & TEST_FILES, f"no test file for {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_tables_hold_what_the_registries_hold():
+    """README: every model module is in the table of problems, every theory module in that of theorems."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = [line for line in readme.splitlines() if line.startswith("|")]
+    for folder in ("models", "theory"):
+        there = {m for m in MODULES if m.startswith(f"thetadot.{folder}.") and not m.split(".")[-1].startswith("_")}
+        named = set(re.findall(rf"`(thetadot\.{folder}\.\w+)`", "\n".join(tables)))
+        assert named == there
+    for name in EXPERIMENTS:
+        assert name in readme
+    for folder in ("models", "theory"):
+        table = importlib.import_module(f"thetadot.{folder}").__doc__ or ""
+        rows = set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE))
+        assert rows == {path.stem for path in (SOURCE / folder).glob("*.py") if not path.stem.startswith("_")}
+
+
+def test_nothing_happens_on_import():
+    """float64 stays as the user has it, nothing is computed and nothing is printed; matplotlib is not paid for."""
+    code = (
+        "import sys, jax, thetadot\n"
+        "assert not jax.config.jax_enable_x64\n"
+        "assert 'matplotlib' not in sys.modules and 'tyro' not in sys.modules\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge._backends, 'a device was started'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "" and done.stderr == ""
+
+
+def test_the_library_never_switches_settings():
+    """Only the command line may call jax.config.update."""
+    for path in FILES:
+        if path.name != "cli.py":
+            text = path.read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in ("jax.config.update", "config.update"):
+                    raise AssertionError(f"{path.name}:{node.lineno} changes a setting of JAX")
