@@ -14,7 +14,7 @@ from .driver import Flow, Outcome, Run
 from .problem import Observable, Problem, check_start
 from .progress import Report, live_line
 from .provenance import provenance
-from .solvers import DisplacementController, choose_solver, may_enlarge
+from .solvers import DisplacementController, choose_solver, may_enlarge, with_tolerances
 from .trajectory import Trajectory
 
 _STANDING = ("loss", "grad_norm", "dissipation")
@@ -116,7 +116,6 @@ def _check_time(t1: float) -> float:
 
 
 def _make_flow(problem, params0, t1, ts, observables, crossings, stop, solver, rtol) -> Flow:
-    time_dtype = jnp.zeros(()).dtype  # float64 where x64 is on, whatever the parameters are
     leaves = jax.tree.leaves(params0)
     taken = sorted(set(observables) & set(_STANDING))
     if taken:
@@ -125,13 +124,14 @@ def _make_flow(problem, params0, t1, ts, observables, crossings, stop, solver, r
     names, levels, directions = _check_crossings(crossings, row)
     if stop is not None and stop not in crossings:
         raise ValueError(f"`stop`={stop!r} must name one of the crossings; got {', '.join(crossings) or 'none'}.")
-    grid = None if ts is None else jnp.asarray(_check_grid(ts, t1), time_dtype)
+    grid = None if ts is None else jnp.asarray(_check_grid(ts, t1), leaves[0].dtype)
     bytes_per_row = 8 + sum(math.prod(x.shape) * x.dtype.itemsize for x in row.values())
     chosen = choose_solver(solver)
     num_params = sum(leaf.size for leaf in leaves)
+    tolerance = jnp.asarray(rtol, leaves[0].dtype)
     return Flow(
-        solver=chosen,
-        controller=DisplacementController(jnp.asarray(rtol, leaves[0].dtype)),
+        solver=with_tolerances(chosen, tolerance),
+        controller=DisplacementController(tolerance),
         observables=tuple(observables.items()),
         crossing_names=names,
         levels=jnp.asarray(levels, leaves[0].dtype),

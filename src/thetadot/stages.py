@@ -53,7 +53,8 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
     A flow that passes a saddle slows down and speeds up again, so ‖∇L‖² = −dL/dt has a valley on each plateau and a
     peak in each descent. Peaks and valleys are those of log ‖∇L‖² whose prominence is at least `prominence` (in
     nats), whatever the scale of time. A descent is the middle 1 − 2·`margin` of the drop of the loss between its two
-    plateaus; the plateaus are what lies between the descents. The last stage is "converged" where the gradient
+    plateaus; the plateaus are what lies between the descents. A trajectory that ends while it accelerates, with less
+    than `margin` of the loss gone, ends on its plateau. The last stage is "converged" where the gradient
     falls until the end of the trajectory and what is left to fall is small beside the drop before it.
 
     Args:
@@ -69,8 +70,11 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
     speed = np.asarray(traj["grad_norm"], float) ** 2
     if ts.size < 3:
         return []
-    tiny = np.finfo(float).tiny
-    peaks, valleys = _peaks_and_valleys(np.log(np.maximum(speed, tiny)), prominence)
+    log_speed = np.log(np.maximum(speed, np.finfo(float).tiny))
+    peaks = _peaks(log_speed, prominence)
+    valleys = _valleys(log_speed, peaks)
+    if peaks and peaks[-1] == ts.size - 1 and loss[valleys[-2]] - loss[-1] < margin * abs(loss[valleys[-2]]):
+        peaks, valleys = peaks[:-1], valleys[:-1]  # cut off while it only began to accelerate: still on the plateau
     if not peaks:
         kind = "converged" if _is_converged(ts, loss, speed, 0) else "plateau"
         return [Stage(kind, float(ts[0]), float(ts[-1]), float(loss[-1]))]
@@ -92,16 +96,19 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
     return stages
 
 
-def _peaks_and_valleys(log_speed: np.ndarray, prominence: float) -> tuple[list[int], list[int]]:
-    """Rows of the peaks, and of the valley before each and after the last; the ends count as valleys."""
-    walled = np.concatenate([[-np.inf], log_speed, [-np.inf]])  # so that a peak may stand at either end
-    peaks = (
-        find_peaks(np.maximum(walled, log_speed.min() - 2 * prominence), prominence=prominence, plateau_size=1)[0] - 1
-    )
-    peaks = [int(p) for p in peaks]
+def _peaks(log_speed: np.ndarray, prominence: float) -> list[int]:
+    """Rows where the flow is fastest, far above the valleys on both sides; either end may be one."""
+    if np.ptp(log_speed) < prominence:
+        return []
+    walled = np.concatenate([[-np.inf], log_speed, [-np.inf]])
+    walled = np.maximum(walled, log_speed.min() - 2 * prominence)
+    return [int(row) - 1 for row in find_peaks(walled, prominence=prominence, plateau_size=1)[0]]
+
+
+def _valleys(log_speed: np.ndarray, peaks: list[int]) -> list[int]:
+    """The slowest row before each peak and after the last."""
     ends = [0, *peaks, log_speed.size - 1]
-    valleys = [a + int(np.argmin(log_speed[a : b + 1])) for a, b in itertools.pairwise(ends)]
-    return peaks, valleys
+    return [a + int(np.argmin(log_speed[a : b + 1])) for a, b in itertools.pairwise(ends)]
 
 
 def _passage(curve, ts, loss, before: int, after: int, level: float) -> float:

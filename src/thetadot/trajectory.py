@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import equinox as eqx
 import jax
@@ -88,7 +89,8 @@ class Trajectory(eqx.Module):
         for name, values in self.series.items():
             variables[name] = (("t", *(f"{name}_{i}" for i in range(values.ndim - 1))), values)
         for path, leaf in _leaves(self.params1).items():
-            variables[path] = (tuple(f"{path}_{i}" for i in range(np.ndim(leaf))), np.asarray(leaf))
+            name = _quoted(path)
+            variables[name] = (tuple(f"{name}_{i}" for i in range(np.ndim(leaf))), np.asarray(leaf))
         attrs = {
             "status": self.status,
             "result": self.result,
@@ -137,7 +139,9 @@ def load(path: str | os.PathLike, like: PyTree = None) -> Trajectory:
         status, result = ds.attrs["status"], ds.attrs["result"]
     except Exception as error:  # zarr and xarray raise a dozen kinds
         raise ValueError(f"`{path}` is not a saved trajectory, or is damaged: {error}") from error
-    params1 = {name: jnp.asarray(ds[name].values) for name in map(str, ds.variables) if name.startswith(_PARAMS)}
+    params1 = {
+        unquote(name): jnp.asarray(ds[name].values) for name in map(str, ds.variables) if name.startswith(_PARAMS)
+    }
     series = {str(name): ds[name].values for name in ds.data_vars if not str(name).startswith(_PARAMS)}
     return Trajectory(
         ts=ds["t"].values,
@@ -155,6 +159,11 @@ def _leaves(params: PyTree) -> dict[str, Any]:
     """Leaves by their path: `params1.w_0`, `params1.[0]` and so on."""
     flat, _ = jax.tree_util.tree_flatten_with_path(params)
     return {".".join([_PARAMS, *map(_key, path)]): leaf for path, leaf in flat}
+
+
+def _quoted(path: str) -> str:
+    """A path as the name of a Zarr array, which cannot have slashes."""
+    return quote(path, safe="[]")
 
 
 def _key(entry) -> str:

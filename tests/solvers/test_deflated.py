@@ -114,7 +114,7 @@ def test_a_linear_flow_within_the_rank_is_exact_in_one_step():
     q, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))
     rates = np.array([1e6, 3e2, -2.0, 0.0, 0.0])
     matrix, x0 = q @ np.diag(rates) @ q.T, 1e-9 * (q @ np.array([1.0, -1.0, 1.0, 1.0, 1.0]))
-    y1, _ = fixed_steps(split(x0), (jnp.asarray(matrix), jnp.zeros(())), T1)
+    y1, _ = fixed_steps(split(x0), (jnp.asarray(matrix), jnp.asarray(0.0)), T1)
     np.testing.assert_allclose(join(y1), q @ (np.exp(-rates * T1) * (q.T @ x0)), rtol=1e-6, atol=1e-15)
 
 
@@ -152,7 +152,7 @@ def test_the_cost_of_a_plateau_does_not_grow_with_its_length():
         steps.append(int(num))
         ends.append(join(y1))
     assert steps[0] < 1000 and steps[2] < 1.5 * steps[0]
-    np.testing.assert_allclose(ends[2], ends[0], rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(ends[2], ends[0], rtol=1e-3, atol=1e-6)
     assert abs(ends[0][0]) > 0.05  # it did escape
 
 

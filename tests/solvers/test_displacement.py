@@ -154,9 +154,8 @@ def test_the_first_step_follows_the_field():
     assert first(1e3, 1.0) == pytest.approx(first(1.0, 1.0) / 1e3, rel=1e-6)
     assert first(1.0, 1e-8) == pytest.approx(first(1.0, 1.0), rel=1e-6)
     assert 0 < first(0.0, 1.0) <= 1e9
-    given, _ = DisplacementController(1e-4).init(
-        None, 0.0, 1.0, jnp.ones(2), 0.25, None, lambda terms, t, y, args: -y, None
-    )
+    func = lambda terms, t, y, args: -y  # noqa: E731
+    given, _ = DisplacementController(1e-4).init(None, 0.0, 1.0, jnp.ones(2), 0.25, None, func, None)
     assert given == 0.25
 
 

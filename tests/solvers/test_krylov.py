@@ -1,3 +1,5 @@
+from typing import Any
+
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from thetadot.solvers import DisplacementController
 from thetadot.solvers._krylov_space import krylov_space
 from thetadot.solvers.krylov import ContinuousExtension, KrylovExponential
 
+solve_ode: Any = dfx.diffeqsolve
 SOLVER = KrylovExponential(max_dim=20)
 TARGET = np.array([[2.0, 0.3, 0.0], [0.3, 1.0, 0.1], [0.0, 0.1, 0.2]])
 
@@ -25,8 +28,8 @@ def saddle_start(scale=1.0, dtype=float):
     return {"a": scale * jr.normal(jr.key(1), (3, 3), dtype), "b": scale * jr.normal(jr.key(2), (3, 3), dtype)}
 
 
-def adaptive(y0, rtol, solver=SOLVER, t1=30.0):
-    return dfx.diffeqsolve(
+def adaptive(y0, rtol, solver=SOLVER, t1=30.0) -> Any:
+    return solve_ode(
         dfx.ODETerm(saddle_flow),
         solver,
         jnp.zeros((), y0["a"].dtype),  # diffrax promotes the state to the dtype of the times
@@ -50,7 +53,7 @@ def one_step(field, y, h, solver=SOLVER):
 def final_points():
     @jax.jit
     def solve(n):
-        return dfx.diffeqsolve(
+        return solve_ode(
             dfx.ODETerm(saddle_flow),
             SOLVER,
             0.0,
@@ -77,7 +80,7 @@ def test_order_conditions(power, rate):
     # y' = λy + tᵖ: exact for p = 2, 3 at every hλ (Σ bᵢ cᵢᵖ = p! φ_{p+1}), and for p = 4 at λ = 0
     h = 0.7
     y, error, dense, _, _ = one_step(lambda t, y, args: rate * y + t**power, jnp.array([0.4]), h)
-    exact = dfx.diffeqsolve(
+    exact = solve_ode(
         dfx.ODETerm(lambda t, y, args: rate * y + t**power),
         dfx.Dopri8(),
         0.0,
@@ -139,7 +142,7 @@ def test_too_small_a_space_shortens_the_steps():
 def test_a_product_that_is_not_finite_rejects_the_step():
     _, error, *_ = one_step(lambda t, y, args: -jnp.sqrt(y), jnp.array([0.0, 1.0]), 0.1)
     assert not jnp.all(jnp.isfinite(error))
-    solution = dfx.diffeqsolve(
+    solution = solve_ode(
         dfx.ODETerm(lambda t, y, args: -jnp.sqrt(y)),
         SOLVER,
         0.0,
@@ -159,7 +162,7 @@ def rotation(t, y, args):
 
 def test_a_jacobian_that_is_not_symmetric():
     def solve(solver):
-        return dfx.diffeqsolve(
+        return solve_ode(
             dfx.ODETerm(rotation),
             solver,
             0.0,

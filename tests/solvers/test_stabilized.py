@@ -1,3 +1,5 @@
+from typing import Any
+
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ def fixed_steps(n):
     ).ys
 
 
-def adaptive(y0, rtol, t1=30.0):
+def adaptive(y0, rtol, t1=30.0) -> Any:
     return dfx.diffeqsolve(
         dfx.ODETerm(saddle_flow),
         SOLVER,

@@ -7,8 +7,8 @@ from jaxtyping import Array, Bool, PyTree
 
 from ..problem import Problem
 from ..solvers import DeflatedExponential
-from .record import at_levels, empty_rows, observe
-from .state import MAX_EVENTS, Flow, Outcome, Rows, State
+from .record import at_levels, empty_rows, events_a_step, observe
+from .state import Flow, Outcome, Rows, State
 from .step import TERM, attempt, error_order
 
 
@@ -28,7 +28,7 @@ def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dic
         loss=loss,
         grad=grad,
         dissipation=jnp.zeros_like(loss),
-        at_levels=at_levels(flow, problem, params0, loss, grad),
+        at_levels=at_levels(flow, problem, params0, loss, grad, jnp.zeros_like(loss)),
         solver_state=flow.solver.init(TERM, t0, t_next, params0, problem),
         controller_state=controller_state,
         invariants0=invariants0,
@@ -54,7 +54,7 @@ def advance(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[
         state, rows = carry
         go_on = state.outcome == int(Outcome.RUNNING)
         go_on &= state.num_accepted + state.num_rejected - before < max_steps
-        go_on &= rows.num_crossings + 3 * len(flow.crossing_names) <= MAX_EVENTS
+        go_on &= rows.num_crossings + events_a_step(flow) <= rows.crossing.size
         if flow.grid is None:
             go_on &= rows.count < flow.capacity
         return go_on & ~strained(flow, state)

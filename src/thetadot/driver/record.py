@@ -1,5 +1,6 @@
 """Rows and crossings: what a step leaves behind."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -8,7 +9,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..problem import Problem, squared_norm
-from .state import MAX_EVENTS, Flow, Rows, State
+from .state import Flow, Rows, State
+
+# Where a step is looked at, as shares of it: the Gauss–Lobatto points, and more of them where a crossing watches an
+# observable of the user's, which may cross twice in a long step. The loss and the dissipation cannot.
+LOBATTO = (0.0, (1 - 1 / math.sqrt(5)) / 2, (1 + 1 / math.sqrt(5)) / 2, 1.0)
+_DENSE = tuple(sorted({*LOBATTO, *(i / 12 for i in range(1, 12))}))
+_STEPS_WITH_EVENTS = 16  # full of crossings, that a chunk has room for
+
+
+def knots(flow: Flow) -> tuple[float, ...]:
+    """The points of a step between which crossings are sought."""
+    return LOBATTO if set(flow.crossing_names) <= {"loss", "dissipation"} else _DENSE
+
+
+def events_a_step(flow: Flow) -> int:
+    """The most crossings that one step can have."""
+    return (len(knots(flow)) - 1) * len(flow.crossing_names)
 
 
 def observe(flow: Flow, problem: Problem, params, loss, grad, dissipation) -> dict[str, Array]:
@@ -17,9 +34,9 @@ def observe(flow: Flow, problem: Problem, params, loss, grad, dissipation) -> di
     return row | {name: jnp.asarray(fn(params, problem.data)) for name, fn in flow.observables}
 
 
-def at_levels(flow: Flow, problem: Problem, params, loss, grad) -> Float[Array, " C"]:
+def at_levels(flow: Flow, problem: Problem, params, loss, grad, dissipation) -> Float[Array, " C"]:
     """The observables that crossings watch, minus their levels."""
-    known = {"loss": loss, "grad_norm": jnp.sqrt(squared_norm(grad))}
+    known = {"loss": loss, "grad_norm": jnp.sqrt(squared_norm(grad)), "dissipation": dissipation}
     fns = dict(flow.observables)
     needed = {name: known[name] if name in known else fns[name](params, problem.data) for name in flow.crossing_names}
     values = [jnp.asarray(needed[name], flow.levels.dtype) for name in flow.crossing_names]
@@ -30,9 +47,9 @@ def empty_rows(flow: Flow, problem: Problem, state: State) -> Rows:
     """Room for what a chunk will record."""
     row = jax.eval_shape(lambda s: observe(flow, problem, s.params, s.loss, s.grad, s.dissipation), state)
     series = {name: jnp.zeros((flow.capacity, *x.shape), x.dtype) for name, x in row.items()}
-    zero = jnp.array(0)
-    none = jnp.zeros(MAX_EVENTS, state.t.dtype)
-    return Rows(series, jnp.zeros(flow.capacity, state.t.dtype), zero, jnp.zeros(MAX_EVENTS, int), none, zero)
+    zero, ts = jnp.array(0), jnp.zeros(flow.capacity, state.t.dtype)
+    room = _STEPS_WITH_EVENTS * events_a_step(flow)
+    return Rows(series, ts, zero, jnp.zeros(room, int), jnp.zeros(room, state.t.dtype), zero)
 
 
 def record(flow: Flow, problem: Problem, state: State, rows: Rows, t0, t1, at: Callable, dissipated: Callable):
@@ -63,7 +80,7 @@ def record_crossings(rows: Rows, t0, t1, roots: Float[Array, "I C"]) -> Rows:
     times = roots.ravel()
     order = jnp.argsort(times)
     # Slots beyond the end are dropped: those of the crossings that did not happen.
-    slots = jnp.where(jnp.isfinite(times[order]), rows.num_crossings + jnp.arange(times.size), MAX_EVENTS)
+    slots = jnp.where(jnp.isfinite(times[order]), rows.num_crossings + jnp.arange(times.size), rows.crossing.size)
     where = lambda r: (r.crossing, r.crossing_ts, r.num_crossings)  # noqa: E731
     ts = t0 + times[order].astype(t0.dtype) * (t1 - t0)
     which = order % roots.shape[1]

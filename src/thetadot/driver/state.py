@@ -9,8 +9,6 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..problem import Observable
 from ..solvers import DisplacementController
 
-MAX_EVENTS = 64  # crossings a chunk can hold
-
 
 class Outcome(enum.IntEnum):
     """Why the loop ended."""

@@ -1,5 +1,6 @@
 """One step of the compiled loop: attempt, look inside, accept or reject."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
@@ -12,17 +13,17 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..crossings import locate, sign_changes
 from ..problem import Problem, squared_norm, vector_field
 from ..solvers import step_cost
-from .record import at_levels, record, record_crossings
+from .record import LOBATTO, at_levels, knots, record, record_crossings
 from .state import Flow, Outcome, Rows, State
 
 TERM = dfx.ODETerm(vector_field)
 
-_KNOTS = np.array([0.0, (1 - 1 / np.sqrt(5)) / 2, (1 + 1 / np.sqrt(5)) / 2, 1.0])  # Gauss–Lobatto on [0, 1]
 # ∫₀ˣ of the cubic through values at the knots = (x, x², x³, x⁴) · _ANTIDERIVATIVE · values; at x = 1 these are the
 # Gauss–Lobatto weights 1/12, 5/12, 5/12, 1/12.
-_ANTIDERIVATIVE = np.linalg.inv(np.vander(_KNOTS, increasing=True)) / np.arange(1, 5)[:, None]
+_ANTIDERIVATIVE = np.linalg.inv(np.vander(LOBATTO, increasing=True)) / np.arange(1, 5)[:, None]
 
 _GRADIENTS_INSIDE = 3  # of an accepted step: at the two inner points and at its end
+_SMALLEST_STEP = 4  # in units of the machine epsilon of t
 _STEPS_AT_REST = 30  # consecutive steps that move nothing but rounding, before the flow counts as converged
 
 
@@ -60,7 +61,9 @@ def attempt(flow: Flow, problem: Problem, state: State, rows: Rows, t1) -> tuple
         lambda: _accept(flow, problem, state, rows, step, t1),
         lambda: (_reject(state, jnp.minimum(t_next, (state.t + t_end) / 2)), rows),
     )
-    stuck = (state.outcome == int(Outcome.RUNNING)) & ~(state.t_next > state.t)
+    # A step of a few units in the last place of t is no step: it would be tried again and again.
+    smallest = _SMALLEST_STEP * jnp.finfo(state.t.dtype).eps * jnp.abs(state.t)
+    stuck = (state.outcome == int(Outcome.RUNNING)) & ~(state.t_next > state.t + smallest)
     outcome = jnp.where(stuck, int(Outcome.UNDERFLOW), state.outcome)
     return eqx.tree_at(lambda s: s.outcome, state, outcome), rows
 
@@ -84,8 +87,7 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         params = path.evaluate(step.t0 + x.astype(step.t0.dtype) * (step.t1 - step.t0))
         return params, *problem.value_and_grad(params)
 
-    knots = jnp.asarray(_KNOTS, state.loss.dtype)
-    inside = [path.evaluate(step.t0 + x * (step.t1 - step.t0)) for x in _KNOTS[1:3]]
+    inside = [path.evaluate(step.t0 + x * (step.t1 - step.t0)) for x in LOBATTO[1:3]]
     points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inside, step.params1)
     losses, grads = jax.vmap(problem.value_and_grad)(points)
     loss1, grad1 = losses[-1], jax.tree.map(lambda leaf: leaf[-1], grads)
@@ -96,10 +98,13 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         h = jnp.asarray(step.t1 - step.t0, x.dtype)
         return state.dissipation + h * (powers @ jnp.asarray(_ANTIDERIVATIVE, x.dtype) @ speeds)
 
-    passed = jax.vmap(lambda *point: at_levels(flow, problem, *point))(points, losses, grads)
-    levels = jnp.concatenate([state.at_levels[None], passed])
-    roots = _roots(flow, lambda x: at_levels(flow, problem, *at(x)), knots, levels)
-    x_end = jnp.ones_like(loss1) if flow.stop is None else jnp.minimum(jnp.min(roots[:, flow.stop]), 1)
+    def watched(x):
+        return at_levels(flow, problem, *at(x), dissipated(x))
+
+    end = jnp.ones_like(loss1)
+    levels1 = at_levels(flow, problem, step.params1, loss1, grad1, dissipated(end))
+    roots = _roots(flow, watched, state.at_levels, levels1)
+    x_end = end if flow.stop is None else jnp.minimum(jnp.min(roots[:, flow.stop]), 1)
     roots = jnp.where(roots <= x_end, roots, jnp.inf)
     stopped = jnp.array(False) if flow.stop is None else jnp.any(jnp.isfinite(roots[:, flow.stop]))
     t_end = jnp.where(stopped, step.t0 + x_end.astype(step.t0.dtype) * (step.t1 - step.t0), step.t1)
@@ -114,7 +119,7 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         loss=loss,
         grad=grad,
         dissipation=dissipated(x_end),
-        at_levels=passed[-1],
+        at_levels=levels1,
         solver_state=step.solver_state,
         controller_state=step.controller_state,
         invariants0=state.invariants0,
@@ -127,8 +132,8 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         num_products=state.num_products,
         outcome=state.outcome,
     )
-    outcome = jnp.where(t_end >= t1, int(Outcome.REACHED), int(Outcome.RUNNING))
-    outcome = jnp.where(moved.resting >= _STEPS_AT_REST, int(Outcome.RESTED), outcome)
+    outcome = jnp.where(moved.resting >= _STEPS_AT_REST, int(Outcome.RESTED), int(Outcome.RUNNING))
+    outcome = jnp.where(t_end >= t1, int(Outcome.REACHED), outcome)
     outcome = jnp.where(stopped, int(Outcome.STOPPED), outcome)
     moved = eqx.tree_at(lambda s: s.outcome, moved, outcome)
 
@@ -155,14 +160,16 @@ def _is_sound(before: State, after: State, inside: Float[Array, " K"]) -> Bool[A
     return finite & (still | (highest <= before.loss + 100 * eps * jnp.abs(before.loss)))
 
 
-def _roots(flow: Flow, values, knots, at_knots) -> Float[Array, "I C"]:
+def _roots(flow: Flow, watched: Callable, before, after) -> Float[Array, "I C"]:
     """Crossings in the step, as x in [0, 1]; the root finder runs only in steps that have one."""
-    none = jnp.full((knots.size - 1, len(flow.crossing_names)), jnp.inf, knots.dtype)
+    points = jnp.asarray(knots(flow), before.dtype)
+    none = jnp.full((points.size - 1, before.size), jnp.inf, before.dtype)
     if not flow.crossing_names:
         return none
-    directions = jnp.broadcast_to(flow.directions, none.shape)
-    crossed = jnp.any(sign_changes(at_knots[:-1], at_knots[1:], directions))
-    return jax.lax.cond(crossed, lambda: locate(values, knots, at_knots, flow.directions), lambda: none)
+    between = jax.vmap(watched)(points[1:-1])
+    at_knots = jnp.concatenate([before[None], between, after[None]])
+    crossed = jnp.any(sign_changes(at_knots[:-1], at_knots[1:], jnp.broadcast_to(flow.directions, none.shape)))
+    return jax.lax.cond(crossed, lambda: locate(watched, points, at_knots, flow.directions), lambda: none)
 
 
 def _drift(problem: Problem, state: State, params) -> tuple[Float[Array, ""], ...]:

@@ -8,6 +8,7 @@ from .choice import describe_solver as describe_solver
 from .choice import may_enlarge as may_enlarge
 from .choice import step_cost as step_cost
 from .choice import with_rank as with_rank
+from .choice import with_tolerances as with_tolerances
 from .deflated import DeflatedExponential as DeflatedExponential
 from .displacement import DisplacementController as DisplacementController
 from .krylov import KrylovExponential as KrylovExponential

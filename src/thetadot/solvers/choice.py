@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import optimistix as optx
 from jaxtyping import Array, Float
 
 from .deflated import DeflatedExponential, DeflatedState, Field
@@ -46,6 +47,18 @@ def choose_solver(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
             "wrap it in `diffrax.HalfSolver`."
         )
     return solver
+
+
+def with_tolerances(solver: dfx.AbstractSolver, rtol: Array) -> dfx.AbstractSolver:
+    """An implicit solver whose root finder asks for the tolerance of the steps gets it, as `diffeqsolve` would do."""
+    if not isinstance(solver, dfx.AbstractImplicitSolver):
+        return solver
+    wanted = {"rtol": rtol, "atol": jnp.sqrt(jnp.finfo(rtol.dtype).tiny), "norm": optx.rms_norm}
+    # diffrax marks such a field by an object that is neither a number nor a function.
+    fields = {name: getattr(solver.root_finder, name, 0.0) for name in wanted}
+    asked = [name for name, value in fields.items() if not eqx.is_array_like(value) and not callable(value)]
+    values = [wanted[name] for name in asked]
+    return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in asked], solver, values)
 
 
 def may_enlarge(solver: dfx.AbstractSolver, num_params: int) -> bool:

@@ -12,12 +12,11 @@ displacements U_j = Y_j − y₀, so that a plateau, where U is tiny, does not r
     U_j = μ_j U_{j−1} + ν_j U_{j−2} + μ̃_j h F(y₀ + U_{j−1}) + γ̃_j h F₀,   j = 2, …, s,
 
 with the closed-form coefficients of their sec. 2 and damping ε = 2/13. Its stability polynomial is
-P(z) = 1 − b_s T_s(w₀) + b_s T_s(w₀ + w₁ z), |P| ≤ 1 on [−β, 0], β(s) = (w₀ + 1) T_s''(w₀) / T_s'(w₀) ≈ 0.65 s², and
-|P| oscillates around 2/3
-and stays below 1 − ε/3 ≈ 0.95 inside, so stiff transients decay. The smallest tabulated s with β(s) ≥ h ρ is taken; the table holds every
-s up to 12 and then one in eight percent, as the ROCK codes do. If `max_stages` is not enough the step returns an
-infinite error at once, which makes any controller shorten it. A positive eigenvalue (an escape) is integrated as by
-any method of order two.
+P(z) = 1 − b_s T_s(w₀) + b_s T_s(w₀ + w₁ z), |P| ≤ 1 on [−β, 0], β(s) = (w₀ + 1) T_s''(w₀) / T_s'(w₀) ≈ 0.65 s². Inside,
+P oscillates around 2/3 and stays below 1 − ε/3 ≈ 0.95, so stiff transients decay. The smallest tabulated s with
+β(s) ≥ h ρ is taken; the table holds every s up to 12 and then one in eight percent, as the ROCK codes do. If
+`max_stages` is not enough the step returns an infinite error at once, which makes any controller shorten it. A
+positive eigenvalue (an escape) is integrated as by any method of order two.
 
 **Error.** δ = 0.8 (y₀ − y₁) + 0.4 h (F₀ + F₁), also theirs: an asymptotically correct estimate of the local error
 O(h³) that reuses the field at both ends (first same as last). What the rounding of h F explains is taken off.
