@@ -121,7 +121,7 @@ def test_a_single_exponential_is_one_descent_and_then_converged():
 def test_what_is_cut_short_has_not_converged():
     stages = td.find_stages(staircase((2.0, 0.7), (1e-6, 1e-6), 2, np.linspace(0, 7, 1000)))
     assert kinds(stages) == ["plateau", "descent", "plateau"]
-    assert stages[-1].loss == pytest.approx(0.245, rel=1e-3)
+    assert stages[-1].loss == pytest.approx(0.245, rel=1e-2)
     waiting = td.find_stages(staircase((2.0, 0.7), (1e-6, 1e-6), 2, np.linspace(0, 1.5, 1000)))
     assert kinds(waiting) == ["plateau"]
 

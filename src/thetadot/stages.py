@@ -16,8 +16,8 @@ from .flow import check_rtol, gradient_flow
 from .problem import Problem
 from .trajectory import Trajectory
 
-_LADDER = (100.0, 10.0, 1.0)  # rungs of `crossing_times`, in units of rtol
-_LOOSEST = 1e-2
+_LADDER = (1.0, 0.1, 0.01)  # rungs of `crossing_times`, in units of rtol: the value, and two to judge it by
+_SAFETY = 2.0
 _FLOOR = 16  # rounding errors of t that no ladder can see, in units of its machine epsilon
 
 
@@ -152,10 +152,10 @@ def crossing_times(
 ) -> dict[str, Measured]:
     """First crossing times with error bars, from the same flow on a ladder of tolerances.
 
-    The flow is solved at 100, 10 and 1 times `rtol`, with times T₁, T₂, T₃. The value is T₃. Its error extrapolates
-    how the times settle: with q = |T₃ − T₂| / |T₂ − T₁|, kept within [0.1, 0.5], the geometric tail
-    |T₃ − T₂| q/(1 − q) is what is still missing; the error is twice that, or a fiftieth of |T₂ − T₁| if larger (two
-    rungs may agree by luck), and never less than rounding.
+    The flow is solved at `rtol`, `rtol`/10 and `rtol`/100, with times T₁, T₂, T₃. The value is T₁ and its error is
+    measured, not extrapolated: twice the larger of |T₁ − T₂| and |T₁ − T₃|, and never less than rounding. (Two rungs,
+    because one may agree by luck: on random linear flows with known times one covers 95 %, both cover all but a few
+    in a thousand, and the stated error is about twice the true one.)
 
     Args:
         problem: the loss and its data.
@@ -164,41 +164,28 @@ def crossing_times(
         t1: when to give up.
         observables: name -> `fn(params, data)`, if a crossing watches something other than the loss.
         solver: as in `gradient_flow`.
-        rtol: the tightest rung. 1e-6 gives five to six digits.
+        rtol: tolerance of the value. 1e-6 gives six to eight digits.
         **options: further arguments of `gradient_flow`.
 
     Returns:
-        name -> Measured(value, error); NaN where the crossing was not reached by `t1` at the tightest rung, and an
-        infinite error where looser rungs disagree about whether it was.
+        name -> Measured(value, error); NaN where the crossing was not reached by `t1`, and an infinite error where a
+        tighter rung did not reach it.
     """
-    check_rtol(rtol, jax.tree.leaves(jax.tree.map(np.asarray, params0))[0].dtype)
-    ladder = [min(rung * rtol, max(_LOOSEST, rtol)) for rung in _LADDER]
-    runs = [
-        gradient_flow(
-            problem,
-            params0,
-            t1,
-            ts=[t1],
-            observables=observables,
-            crossings=crossings,
-            solver=solver,
-            rtol=rung,
-            **options,
-        )
-        for rung in dict.fromkeys(ladder)
-    ]
+    dtype = jax.tree.leaves(jax.tree.map(np.asarray, params0))[0].dtype
+    check_rtol(rtol, dtype)
+    check_rtol(_LADDER[-1] * rtol, dtype)
+    options |= {"ts": [t1], "observables": observables, "crossings": crossings, "solver": solver}
+    runs = [gradient_flow(problem, params0, t1, rtol=rung * rtol, **options) for rung in _LADDER]
     firsts = {name: [run.crossings[name][0] if run.crossings[name] else np.nan for run in runs] for name in crossings}
     return {name: _settle(times) for name, times in firsts.items()}
 
 
 def _settle(times: list[float]) -> Measured:
-    """Value and error of a sequence of ever better times."""
-    value = times[-1]
+    """The first time, with an error from how far the better ones are from it."""
+    value, *better = times
     if np.isnan(value):
         return Measured(np.nan, np.nan)
-    if len(times) < 3 or np.any(np.isnan(times)):
+    if np.any(np.isnan(better)):
         return Measured(value, np.inf)
-    coarse, fine = abs(times[1] - times[0]), abs(times[2] - times[1])
-    q = float(np.clip(fine / coarse, 0.1, 0.5)) if coarse > 0 else 0.5
     floor = _FLOOR * np.finfo(float).eps * abs(value)
-    return Measured(value, max(2 * fine * q / (1 - q), coarse / 50, floor))
+    return Measured(value, float(max(_SAFETY * np.max(np.abs(np.array(better) - value)), floor)))
