@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+
 import thetadot as td
 from thetadot.models import attention
 from thetadot.theory import focus_dilution as theory
