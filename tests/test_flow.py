@@ -139,6 +139,18 @@ def test_a_flow_that_starts_at_rest_stays():
     assert np.all(traj["loss"] == 0) and np.all(np.asarray(traj.params1["x"]) == 0)
 
 
+@pytest.mark.parametrize("rtol", [1e-6, 1e-9])
+def test_giant_steps_are_exact_though_their_dissipation_is_coarse(rtol):
+    """Exponentials solve a quadratic loss exactly, in steps of many relaxation times.
+
+    Four points a step cannot integrate ‖∇L‖² ∝ e^{−2t} there, so `energy_error` is some per cent: it bounds the
+    error of the quadrature, not of the flow, as `Trajectory` says.
+    """
+    traj = td.gradient_flow(scalar_flows(BOWL, BOWL), at(1.0, 1.0), 60.0, rtol=rtol)
+    np.testing.assert_allclose(traj["loss"], np.exp(-2 * traj.ts), rtol=1e-6, atol=1e-25)
+    assert traj.stats["energy_error"] < 5e-2
+
+
 # --- crossings ---
 
 

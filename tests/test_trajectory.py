@@ -95,6 +95,12 @@ def test_names_with_punctuation_survive_with_like(tmp_path, names):
     assert_same(td.load(tmp_path / "run", like=params1), traj)
 
 
+def test_series_with_punctuation_survive(tmp_path):
+    traj = trajectory(series=trajectory().series | {"layer/norm": np.ones(3), "a.b": np.zeros(3)})
+    traj.save(tmp_path / "run")
+    assert_same(td.load(tmp_path / "run"), traj)
+
+
 def test_numbers_that_are_not_finite_survive(tmp_path):
     """A flow that blew up has them."""
     loss = np.array([0.0, -1e300, -np.inf])

@@ -117,9 +117,9 @@ def _check_time(t1: float) -> float:
 
 def _make_flow(problem, params0, t1, ts, observables, crossings, stop, solver, rtol) -> Flow:
     leaves = jax.tree.leaves(params0)
-    taken = sorted(set(observables) & set(_STANDING))
+    taken = sorted(name for name in observables if name in (*_STANDING, "t") or name.startswith("params1"))
     if taken:
-        raise ValueError(f"`observables` may not be called {', '.join(taken)}: these series are always there.")
+        raise ValueError(f"`observables` may not be called {', '.join(taken)}: the trajectory has its own.")
     row = _row_shapes(problem, params0, observables)
     names, levels, directions = _check_crossings(crossings, row)
     if stop is not None and stop not in crossings:

@@ -29,7 +29,9 @@ class Trajectory(eqx.Module):
         params1: the parameters where the flow ended.
         status: "done", "stopped" (at a crossing), "blew up", "step limit" or "failed".
         result: the same as a sentence that says what happened and what to try.
-        stats: numbers of the solve: steps, gradients, `energy_error`, `conservation`, the solver and its wall time.
+        stats: numbers of the solve: steps, gradients, the solver and its wall time, `conservation` (drift of each
+            invariant) and `energy_error`, |L(0) − L(t₁) − ∫‖∇L‖²| over the drop of the loss. The integral takes four
+            points a step: where one step spans many relaxation times it is the coarser of the two.
         provenance: settings, versions, commit, platform.
     """
 
@@ -87,7 +89,8 @@ class Trajectory(eqx.Module):
         """
         variables = {}
         for name, values in self.series.items():
-            variables[name] = (("t", *(f"{name}_{i}" for i in range(values.ndim - 1))), values)
+            quoted = _quoted(name)
+            variables[quoted] = (("t", *(f"{quoted}_{i}" for i in range(values.ndim - 1))), values)
         for path, leaf in _leaves(self.params1).items():
             name = _quoted(path)
             variables[name] = (tuple(f"{name}_{i}" for i in range(np.ndim(leaf))), np.asarray(leaf))
@@ -142,7 +145,7 @@ def load(path: str | os.PathLike, like: PyTree = None) -> Trajectory:
     params1 = {
         unquote(name): jnp.asarray(ds[name].values) for name in map(str, ds.variables) if name.startswith(_PARAMS)
     }
-    series = {str(name): ds[name].values for name in ds.data_vars if not str(name).startswith(_PARAMS)}
+    series = {unquote(str(name)): ds[name].values for name in ds.data_vars if not str(name).startswith(_PARAMS)}
     return Trajectory(
         ts=ds["t"].values,
         series=series,

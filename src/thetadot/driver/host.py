@@ -109,10 +109,10 @@ class Run:
             self.crossing_ts[int(rows.crossing[i])].append(float(rows.crossing_ts[i]))
 
     def _enlarge(self) -> None:
-        """Measures the outlying curvature and takes the rank that it asks for, if that promises to pay."""
+        """Measures the outlying curvature and takes the rank that it asks for."""
         assert isinstance(self.flow.solver, DeflatedExponential)  # no other solver is ever strained
         spectrum = np.asarray(_curvatures(self.problem, self.state.params))
-        rank = better_rank(self.flow.solver.rank, spectrum, float(self.state.t))
+        rank = better_rank(self.flow.solver.rank, spectrum)
         solver, solver_state = with_rank(rank, self.state.solver_state)
         self.state = eqx.tree_at(lambda s: s.solver_state, self.state, solver_state)
         if rank != self.flow.solver.rank:

@@ -26,7 +26,8 @@ SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
 }
 
 _RANKS = (8, 16, 32, 64, 128)  # each is compiled once
-_WORTH = 10.0  # how much faster a larger rank must promise to be
+_CLIFF = 1e-3  # height of what is left beyond the outliers, relative to the first that is not deflated
+_BLOCK = 0.1  # height that an outlier has at least, likewise
 _PATIENCE = -1e6  # pressure after a refusal: about 150 steps until the next question
 
 
@@ -66,24 +67,24 @@ def may_enlarge(solver: dfx.AbstractSolver, num_params: int) -> bool:
     return isinstance(solver, DeflatedExponential) and solver.rank < min(_RANKS[-1], num_params)
 
 
-def better_rank(rank: int, curvatures: np.ndarray, t: float) -> int:
-    """The rank whose steps cover most time per gradient, if it beats `rank` by far; else `rank`.
+def better_rank(rank: int, curvatures: np.ndarray) -> int:
+    """The rank that reaches over a cliff in the spectrum, if there is one; else `rank`.
 
-    With k directions deflated a step is limited by stability to about 3/|λ_{k+1}|, and costs about 15 gradients and k
-    products of two. Accuracy limits it too, on plateaus to a share of their length; and plateaus are about as long as
-    the time before them, so no step is expected to exceed t/10.
+    With k directions deflated, stability limits a step to about 3/|λ_{k+1}|. Where a block of outliers of one size is
+    followed by almost nothing, as in a deep linear network that has learned some modes, the rank beyond it pays many
+    times over. Where the spectrum decays gradually accuracy soon limits the steps instead, and the small rank, whose
+    steps are cheap, wins.
 
     Args:
         rank: the rank in use.
         curvatures: the largest |λ| of the Hessian, in decreasing order.
-        t: the time reached.
     """
-    ranks = np.array([k for k in _RANKS if k >= rank])
-    largest_left = np.append(curvatures, np.zeros(ranks.max() + 1))[ranks]
-    steps = np.minimum(3 / np.maximum(largest_left, np.finfo(float).tiny), t / 10)
-    speeds = steps / (15 + 2 * ranks)
-    best = int(np.argmax(speeds))
-    return int(ranks[best]) if speeds[best] > _WORTH * speeds[0] else rank
+    padded = np.append(curvatures, np.zeros(_RANKS[-1] + 1)) / max(curvatures[min(rank, len(curvatures) - 1)], 1e-300)
+    higher = [k for k in _RANKS if k > rank]
+    for below, k in zip([rank, *higher], higher, strict=False):
+        if padded[k] < _CLIFF and padded[below] > _BLOCK:
+            return k
+    return rank
 
 
 def with_rank(rank: int, state: DeflatedState) -> tuple[DeflatedExponential, DeflatedState]:
