@@ -59,7 +59,8 @@ class RunExperiment(Generic[E]):
         else:
             out = _console()
             out.print(report.stage_table(find_stages(traj), summary["plateaus"], f"stages of {name}"))
-            out.print(f"{traj.result}\n{_cost(traj.stats)}\nsaved in {folder}", soft_wrap=True)
+            end = f"{traj.result} Loss {traj.stats['loss1']:.9g}."
+            out.print(f"{end}\n{_cost(traj.stats)}\nsaved in {folder}", soft_wrap=True)
         if traj.status in ("done", "stopped"):
             return 0
         _console(stderr=True).print(f"thetadot: {traj.result}", soft_wrap=True)
