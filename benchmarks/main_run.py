@@ -12,48 +12,24 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 
 import thetadot as td
-from thetadot.models import attention, linear
+from _flows import trace_a, trace_b
 from thetadot.provenance import provenance
 
 CALLS = 5
 
 
-def trace_a(init_scale):
-    """Deep linear, three layers of 10×10, target singular values 4, 2, 1; P = 300."""
-
-    def orthogonal(seed):
-        return jnp.linalg.qr(jr.normal(jr.key(seed), (10, 10)))[0]
-
-    target = orthogonal(0) @ jnp.diag(jnp.array([4.0, 2.0, 1.0] + 7 * [0.0])) @ orthogonal(1).T
-    params0 = [init_scale * jr.normal(jr.key(10 + i), (10, 10)) for i in range(3)]
-    crossings = {name: ("loss", level) for name, level in zip("abc", (9.0, 2.0, 0.4), strict=True)}
-    return td.Problem(linear.factorization_loss, {"target": target}), params0, 4 / init_scale, crossings
-
-
-def trace_b(init_scale=1e-3):
-    """Population attention flow, π = (.75, .19, .05, .01), λ = .5, m = h = 8; P = 192."""
-    law = jnp.array([0.75, 0.19, 0.05, 0.01])
-    data = {"stationary": law, "transition": td.data.persistent_chain(law, 0.5)}
-    params0 = td.inits.attention_params(4, 8, 8, init_scale, key=jr.key(0))
-    levels = zip("abcde", (1.2, 0.70, 0.62, 0.59, 0.565), strict=True)
-    crossings = {name: ("loss", level) for name, level in levels}
-    return td.Problem(attention.population_loss, data), params0, 6000.0, crossings
-
-
 def measure(name, make, rtol):
-    problem, params0, t1, crossings = make()
+    flow = make()
     times = []
     for _ in range(CALLS + 1):
         began = time.perf_counter()
-        traj = td.gradient_flow(problem, params0, t1, crossings=crossings, rtol=rtol)
+        traj = td.gradient_flow(flow.problem, flow.params0, flow.t1, crossings=flow.crossings, rtol=rtol)
         times.append(time.perf_counter() - began)
     seconds = statistics.median(times[1:])
-    escapes = np.array([traj.crossings[name][0] for name in crossings])
+    escapes = np.array([traj.crossings[name][0] for name in flow.crossings])
     return {
         "flow": name,
         "rtol": rtol,

@@ -1,5 +1,6 @@
 """Strict JAX for every test, and the sample texts where they are."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -8,6 +9,8 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+os.environ.setdefault("THETADOT_CACHE", "off")  # a test of the command line leaves nothing behind
 
 TEXT_FOLDER = Path(__file__).parents[2] / "shared" / "data"
 

@@ -45,6 +45,7 @@ ORDER = [
     "experiments",
     "plot",
     "report",
+    "compiled",
     "cli",
     "__main__",
 ]

@@ -3,6 +3,8 @@
 Each command is a dataclass whose fields are its options and whose call does the work. The options of
 `run EXPERIMENT` are that experiment's fields, so nothing can be asked here that the library does not offer.
 
+Compiled code is kept in the user's cache folder; `THETADOT_CACHE=off` in the environment turns that off.
+
 Exit codes: 0, done; 1, the flow ended early (results are saved); 2, the input is unusable; 130, interrupted.
 """
 
@@ -10,7 +12,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Annotated, Any, Generic, TypeVar, Union
 
 import jax
@@ -19,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from thetadot import report
+from thetadot.compiled import keep_compiled
 from thetadot.experiments import EXPERIMENTS, name_of, run
 from thetadot.progress import Report, describe
 from thetadot.stages import find_stages
@@ -51,6 +56,7 @@ class RunExperiment(Generic[E]):
         folder = output.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
         with report.new_folder(folder) as partial:
             with _console(stderr=True).status("compiling") as status:
+                Thread(target=_import_the_rest, daemon=True).start()
                 traj = run(self.experiment, progress=lambda now: status.update(_progress_line(now)))
                 status.update("saving")
                 summary = report.write_run(partial, traj, with_figures=output.figures)
@@ -149,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     jax.config.update("jax_enable_x64", True)  # plateaus last log(1/ε): float32 noise would end them early
+    keep_compiled()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         _check_experiment(argv)
@@ -189,6 +196,12 @@ def _is_refusal(error: ValueError) -> bool:
 def _console(*, stderr: bool = False) -> Console:
     """A console on the present stdout or stderr that prints text as it is."""
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def _import_the_rest() -> None:
+    """Imports what saving and drawing need while the compiler, which holds no lock, is at work."""
+    for name in ("xarray", "zarr", "thetadot.plot"):
+        import_module(name)
 
 
 def _progress_line(now: Report) -> str:

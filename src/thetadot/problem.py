@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+_UNDERFLOW = 0.4  # smallest start, as a power of the smallest number: squares of a thousandth of it are still numbers
+
 Params = PyTree[Float[Array, "..."], "Params"]
 Observable = Callable[[Any, Any], Any]
 
@@ -99,6 +101,11 @@ def check_start(problem: Problem, params0: PyTree) -> PyTree:
         )
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(params0)):
         raise ValueError("`params0` contains NaN or infinity: the flow has no start.")
+    largest = max((float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(params0) if leaf.size), default=0.0)
+    if 0 < largest < (smallest := float(jnp.finfo(dtypes.pop()).tiny) ** _UNDERFLOW):
+        raise ValueError(
+            f"`params0` is so small ({largest:.1e} at most) that its squares underflow: start above {smallest:.0e}."
+        )
     loss0, grad0 = eqx.filter_jit(problem.value_and_grad)(params0)
     if not bool(jnp.isfinite(loss0)):
         raise ValueError(f"the loss at `params0` is {loss0}: it must be finite for the flow to start.")

@@ -9,8 +9,6 @@ import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
-from scipy.interpolate import CubicHermiteSpline
-from scipy.signal import find_peaks
 
 from .flow import check_rtol, gradient_flow
 from .problem import Problem
@@ -78,16 +76,15 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
     if not peaks:
         kind = "converged" if _is_converged(ts, loss, speed, 0) else "plateau"
         return [Stage(kind, float(ts[0]), float(ts[-1]), float(loss[-1]))]
-    curve = CubicHermiteSpline(ts, loss, -speed)
     stages, t = [], float(ts[0])
     for i, _ in enumerate(peaks):
         before, after = valleys[i], valleys[i + 1]
         drop = loss[before] - loss[after]
-        t_start = _passage(curve, ts, loss, before, after, loss[before] - margin * drop)
-        t_end = _passage(curve, ts, loss, before, after, loss[after] + margin * drop)
+        t_start, _ = _passage(ts, loss, speed, before, after, loss[before] - margin * drop)
+        t_end, loss_end = _passage(ts, loss, speed, before, after, loss[after] + margin * drop)
         if t_start > t:
             stages.append(Stage("plateau", t, t_start, float(loss[before])))
-        stages.append(Stage("descent", t_start, t_end, float(curve(t_end))))
+        stages.append(Stage("descent", t_start, t_end, loss_end))
         t = t_end
     if t < ts[-1]:
         kind = "converged" if _is_converged(ts, loss, speed, peaks[-1]) else "plateau"
@@ -97,12 +94,22 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
 
 
 def _peaks(log_speed: np.ndarray, prominence: float) -> list[int]:
-    """Rows where the flow is fastest, far above the valleys on both sides; either end may be one."""
+    """Rows where the flow is fastest, `prominence` above the valleys on both sides; either end may be one."""
     if np.ptp(log_speed) < prominence:
         return []
-    walled = np.concatenate([[-np.inf], log_speed, [-np.inf]])
-    walled = np.maximum(walled, log_speed.min() - 2 * prominence)
-    return [int(row) - 1 for row in find_peaks(walled, prominence=prominence, plateau_size=1)[0]]
+    walled = np.append(log_speed, -np.inf)
+    peaks, candidate, valley = [], None, -np.inf
+    for row, value in enumerate(walled):
+        if candidate is None:
+            valley = min(valley, value) if row else -np.inf
+            if value >= valley + prominence:
+                candidate = row
+        elif value > walled[candidate]:
+            candidate = row
+        elif value <= walled[candidate] - prominence:
+            peaks.append(candidate)
+            candidate, valley = None, value
+    return peaks
 
 
 def _valleys(log_speed: np.ndarray, peaks: list[int]) -> list[int]:
@@ -111,16 +118,19 @@ def _valleys(log_speed: np.ndarray, peaks: list[int]) -> list[int]:
     return [a + int(np.argmin(log_speed[a : b + 1])) for a, b in itertools.pairwise(ends)]
 
 
-def _passage(curve, ts, loss, before: int, after: int, level: float) -> float:
-    """When the loss passes `level` between two rows."""
-    rows = slice(before, after + 1)
-    below = np.flatnonzero(loss[rows] <= level)
+def _passage(ts, loss, speed, before: int, after: int, level: float) -> tuple[float, float]:
+    """When the loss passes `level` between two rows, and its value there; L' = −‖∇L‖² gives a cubic between rows."""
+    below = np.flatnonzero(loss[before : after + 1] <= level)
     if below.size == 0 or below[0] == 0:
-        return float(ts[before] if below.size else ts[after])
+        row = before if below.size else after
+        return float(ts[row]), float(loss[row])
     right = before + int(below[0])
-    roots = curve.solve(level, extrapolate=False)
-    inside = roots[(roots >= ts[right - 1]) & (roots <= ts[right])]
-    return float(inside[0]) if inside.size else float(ts[right])
+    left, h = right - 1, ts[right] - ts[right - 1]
+    fall, slopes = loss[right] - loss[left], -h * speed[[left, right]]
+    cubic = np.array([slopes.sum() - 2 * fall, 3 * fall - 2 * slopes[0] - slopes[1], slopes[0], loss[left] - level])
+    roots = np.roots(cubic)
+    real = np.sort(roots.real[(np.abs(roots.imag) < 1e-9) & (roots.real >= 0) & (roots.real <= 1)])
+    return float(ts[left] + h * (real[0] if real.size else 1.0)), level
 
 
 def _is_converged(ts, loss, speed, since: int) -> bool:

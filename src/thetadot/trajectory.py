@@ -6,15 +6,17 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jaxtyping import PyTree
+
+if TYPE_CHECKING:
+    import xarray as xr  # imported where it is used: half a second
 
 _PARAMS = "params1"
 
@@ -81,12 +83,14 @@ class Trajectory(eqx.Module):
         """The same trajectory with more settings on record, such as a seed."""
         return dataclasses.replace(self, provenance={**self.provenance, **extra})
 
-    def to_xarray(self) -> xr.Dataset:
+    def to_xarray(self) -> "xr.Dataset":
         """A dataset over `t`, one variable a series, with crossings, outcome and provenance in its attributes.
 
         Array-valued observables get dimensions `<name>_0`, `<name>_1`, …; the final parameters are variables
         `params1.<path>` without a time.
         """
+        import xarray as xr
+
         variables = {}
         for name, values in self.series.items():
             quoted = _quoted(name)
@@ -132,6 +136,8 @@ def load(path: str | os.PathLike, like: PyTree = None) -> Trajectory:
     Raises:
         ValueError: `path` is not a saved trajectory.
     """
+    import xarray as xr
+
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"`{path}` is not a saved trajectory: no such folder.")

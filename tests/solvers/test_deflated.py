@@ -1,6 +1,7 @@
-"""The deflated exponential method through plain `diffrax.diffeqsolve`: order, dense output, and what it is for."""
+"""The deflated exponential method: orders at the steps and between them, and what it is for.
 
-from typing import Any
+What all solvers share is in test_common.py.
+"""
 
 import diffrax as dfx
 import jax
@@ -32,8 +33,8 @@ def numpy_field(t, x, matrix, stiffness):
     return pull - matrix @ x - x**3
 
 
-def split(x, dtype: Any = float):
-    x = jnp.asarray(x, dtype)
+def split(x):
+    x = jnp.asarray(x, float)
     return {"a": x[:2], "b": x[2:]}
 
 
@@ -49,6 +50,7 @@ def fixed_steps(y0, args, dt0):
     return jax.tree.map(lambda leaf: leaf[0], sol.ys[0]), sol.ys[1]
 
 
+@jax.jit
 def adaptive(y0, args, t1, rtol):
     controller = DisplacementController(rtol)
     sol = dfx.diffeqsolve(
@@ -65,10 +67,6 @@ def adaptive(y0, args, t1, rtol):
     )
     assert sol.ys is not None
     return jax.tree.map(lambda leaf: leaf[0], sol.ys), sol.stats["num_steps"]
-
-
-solve = jax.jit(adaptive)
-solve_many = jax.jit(jax.vmap(adaptive, in_axes=(0, None, None, None)))
 
 
 def random_problem(symmetric=True, seed=0):
@@ -118,27 +116,6 @@ def test_a_linear_flow_within_the_rank_is_exact_in_one_step():
     np.testing.assert_allclose(join(y1), q @ (np.exp(-rates * T1) * (q.T @ x0)), rtol=1e-6, atol=1e-15)
 
 
-def test_vmap_takes_the_steps_of_single_solves():
-    matrix, stiffness, _ = random_problem()
-    args, t1, rtol = (jnp.asarray(matrix), jnp.asarray(stiffness)), jnp.asarray(20.0), jnp.asarray(1e-6)
-    starts = np.random.default_rng(2).normal(size=(4, 5)) * np.array([1e-6, 1e-3, 0.1, 1.0])[:, None]
-    many = {"a": jnp.asarray(starts[:, :2]), "b": jnp.asarray(starts[:, 2:])}
-    ends, steps = solve_many(many, args, t1, rtol)
-    singles = [solve(split(x0), args, t1, rtol) for x0 in starts]
-    assert steps.tolist() == [int(num) for _, num in singles]
-    assert len(set(steps.tolist())) > 1
-    np.testing.assert_allclose(join(ends), np.stack([join(end) for end, _ in singles]), rtol=1e-9)
-    np.testing.assert_allclose(join(ends)[3], exact(matrix, stiffness, starts[3], [20.0])[-1], rtol=1e-5)
-
-
-def test_float32():
-    matrix, stiffness, x0 = random_problem()
-    args = (jnp.asarray(matrix, "float32"), jnp.asarray(stiffness, "float32"))
-    y1, steps = solve(split(x0, "float32"), args, jnp.float32(3), jnp.float32(1e-3))
-    assert y1["a"].dtype == y1["b"].dtype == jnp.float32 and int(steps) < 200
-    np.testing.assert_allclose(join(y1), exact(matrix, stiffness, x0, [3.0])[-1], atol=1e-3)
-
-
 def test_the_cost_of_a_plateau_does_not_grow_with_its_length():
     """Rates from 1e-2 to 1e4, and a growing component that starts at 1e-3, 1e-6 or 1e-12 before it escapes.
 
@@ -148,7 +125,7 @@ def test_the_cost_of_a_plateau_does_not_grow_with_its_length():
     steps, ends = [], []
     for small in (1e-3, 1e-6, 1e-12):
         t1 = (np.log(1 / small) + 8) / 0.01
-        y1, num = solve(split([small, 0.0, 0.5, 0.5, 0.5]), args, jnp.asarray(t1), jnp.asarray(1e-6))
+        y1, num = adaptive(split([small, 0.0, 0.5, 0.5, 0.5]), args, jnp.asarray(t1), jnp.asarray(1e-6))
         steps.append(int(num))
         ends.append(join(y1))
     assert steps[0] < 1000 and steps[2] < 1.5 * steps[0]

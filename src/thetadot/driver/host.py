@@ -4,22 +4,34 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from ..problem import Problem, squared_norm, vector_field
 from ..progress import Report
-from ..solvers import DeflatedExponential, better_rank, curvatures, describe_solver, may_enlarge, step_cost, with_rank
-from .loop import advance, start
+from ..solvers import (
+    DeflatedExponential,
+    KrylovExponential,
+    better_rank,
+    curvatures,
+    describe_solver,
+    step_cost,
+    with_rank,
+)
+from .loop import advance, restart, start
 from .record import observe
 from .state import Flow, Outcome, Rows
 
 _CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
+_PATIENCE = -1e6  # pressure after a refusal
+_FAR = 2000  # steps of the present length still to go, from which another method is worth its compilation
+_TRIAL_STEPS = 32  # for each method in a race
+_GAIN = 2.0  # of the other method, that makes it the better one
 _PROBES = 8  # of the scale of an invariant
 
 
@@ -29,7 +41,7 @@ class Run:
     def __init__(self, flow: Flow, problem: Problem, params0: PyTree, t1: float, max_steps: int):
         self.flow, self.problem, self.max_steps = flow, problem, max_steps
         self.t1 = jnp.asarray(t1, flow.levels.dtype)
-        self.solvers = [describe_solver(flow.solver)]
+        self.choices = [f"t = 0: {describe_solver(flow.solver)}, {'to begin with' if flow.may_switch else 'as asked'}"]
         self.state, self.row0 = start(flow, problem, params0, self.t1)
         self.ts: list[np.ndarray] = []
         self.rows: list[dict[str, np.ndarray]] = []
@@ -51,22 +63,24 @@ class Run:
     def drive(self, show: Callable[[Report], None] | None = None) -> None:
         """Runs chunk after chunk until the flow has an outcome or its steps are used up."""
         began = time.perf_counter()
-        while self.num_steps < self.max_steps and self.outcome == Outcome.RUNNING:
-            budget = self.max_steps - self.num_steps
-            self.state, rows, strained = advance(
-                self.flow,
-                self.problem,
-                self.state,
-                self.t1,
-                jnp.array(min(budget, _CHUNK_STEPS) if show else budget),
-            )
-            self._collect(rows)
+        while self._unfinished():
+            strained = self._advance(_CHUNK_STEPS if show else self.max_steps)
             if show:
                 show(self._report(time.perf_counter() - began))
-            if bool(strained):
-                self._enlarge()
+            if strained:
+                self._relieve()
         if self.outcome == Outcome.RESTED:
             self._rest()
+
+    def _unfinished(self) -> bool:
+        return self.num_steps < self.max_steps and self.outcome == Outcome.RUNNING
+
+    def _advance(self, num_steps: int) -> bool:
+        """Tries up to `num_steps` steps and collects their rows; returns whether the solver is strained."""
+        budget = jnp.array(min(num_steps, self.max_steps - self.num_steps))
+        self.state, rows, strained = advance(self.flow, self.problem, self.state, self.t1, budget)
+        self._collect(rows)
+        return bool(strained)
 
     def series(self) -> dict[str, np.ndarray]:
         """The rows, joined."""
@@ -93,7 +107,8 @@ class Run:
             "grad_norm1": float(jnp.sqrt(squared_norm(state.grad))),
             "energy_error": abs(drop - dissipation) / scale if scale > 0 else 0.0,
             "conservation": self._conservation(),
-            "solver": " → ".join(self.solvers),
+            "solver": describe_solver(self.flow.solver),
+            "choices": list(self.choices),
         }
 
     def _append(self, ts: np.ndarray, rows: dict[str, np.ndarray]) -> None:
@@ -108,17 +123,57 @@ class Run:
         for i in range(int(rows.num_crossings)):
             self.crossing_ts[int(rows.crossing[i])].append(float(rows.crossing_ts[i]))
 
-    def _enlarge(self) -> None:
-        """Measures the outlying curvature and takes the rank that it asks for."""
-        assert isinstance(self.flow.solver, DeflatedExponential)  # no other solver is ever strained
+    def _relieve(self) -> None:
+        """Measures the outlying curvature and takes the rank, or the method, that it asks for."""
+        solver = self.flow.solver
+        assert isinstance(solver, DeflatedExponential)  # no other solver is ever strained
         spectrum = np.asarray(_curvatures(self.problem, self.state.params))
-        rank = better_rank(self.flow.solver.rank, spectrum)
-        solver, solver_state = with_rank(rank, self.state.solver_state)
-        self.state = eqx.tree_at(lambda s: s.solver_state, self.state, solver_state)
-        if rank != self.flow.solver.rank:
-            may_switch = may_enlarge(solver, solver_state.basis.shape[0])
-            self.flow = dataclasses.replace(self.flow, solver=solver, may_switch=may_switch)
-            self.solvers.append(describe_solver(solver))
+        rank = better_rank(solver.rank, spectrum, self.state.solver_state.block.shape[0])
+        held = (
+            f"|λ_{solver.rank + 1}| = {spectrum[min(solver.rank, spectrum.size - 1)]:.2g} of the Hessian held its steps"
+        )
+        if rank != solver.rank:
+            larger, solver_state = with_rank(rank, self.state.solver_state)
+            beyond = spectrum[rank] if rank < spectrum.size else 0.0
+            self._use(larger, f"{held}, and there is no more than {beyond:.1g} beyond {rank} directions")
+            self.state = dataclasses.replace(self.state, solver_state=solver_state)
+        elif (float(self.t1) - float(self.state.t)) > _FAR * float(self.state.t_next - self.state.t):
+            self._race(held)
+        else:
+            self._be_patient()
+
+    def _race(self, held: str) -> None:
+        """Goes on for some steps with either method, and then with the one that got farther for its work."""
+        deflated = self.flow.solver
+        self._be_patient()
+        speed = self._speed()
+        self._use(KrylovExponential(), f"{held} and no larger rank pays: on trial")
+        self.state = restart(self.flow, self.problem, self.state)
+        gain = self._speed() / max(speed, 1e-300)
+        if gain < _GAIN and self._unfinished():
+            self._use(deflated, f"KrylovExponential went only {gain:.2g} times as far for its work")
+            self.state = restart(self.flow, self.problem, self.state)
+            self._be_patient()
+
+    def _speed(self) -> float:
+        """Time covered in the next few steps per gradient, a product counted as two."""
+
+        def work(state):
+            return int(state.num_gradients) + 2 * int(state.num_products)
+
+        t, before = float(self.state.t), work(self.state)
+        if self._unfinished():
+            self._advance(_TRIAL_STEPS)
+        return (float(self.state.t) - t) / max(work(self.state) - before, 1)
+
+    def _be_patient(self) -> None:
+        """Not to be asked again for about 150 steps."""
+        where = lambda s: s.solver_state.pressure  # noqa: E731
+        self.state = eqx.tree_at(where, self.state, jnp.full_like(where(self.state), _PATIENCE))
+
+    def _use(self, solver: dfx.AbstractSolver, why: str) -> None:
+        self.flow = dataclasses.replace(self.flow, solver=solver)
+        self.choices.append(f"t = {float(self.state.t):.6g}: {describe_solver(solver)}, since {why}")
 
     def _rest(self) -> None:
         """A flow that has converged stays where it is: at `t1`, and at the save times still to come."""
@@ -149,7 +204,7 @@ class Run:
         """
         if not self.problem.conserved:
             return {}
-        scales = _invariant_scales(self.problem, self.state.params)
+        scales = _invariant_scales(self.problem, self.state.params, _random_signs(self.state.params))
         names = [name for name, _ in self.problem.conserved]
         pairs = zip(names, self.state.drift, scales, strict=True)
         return {name: float(d) / float(s) if float(s) > 0 else float(d) for name, d, s in pairs}
@@ -162,15 +217,16 @@ def _curvatures(problem: Problem, params: PyTree) -> Array:
 
 
 @eqx.filter_jit
-def _invariant_scales(problem: Problem, params: PyTree) -> list:
-    leaves, structure = jax.tree.flatten(params)
-
-    def change(fn, key):
-        keys = jr.split(key, len(leaves))
-        signed = [leaf * jr.rademacher(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=True)]
-        tangent = jax.tree.unflatten(structure, signed)
+def _invariant_scales(problem: Problem, params: PyTree, signs: PyTree) -> list:
+    def change(fn, signs):
+        tangent = jax.tree.map(lambda leaf, sign: leaf * jnp.asarray(sign, leaf.dtype), params, signs)
         _, moved = jax.jvp(lambda p: fn(p, problem.data), (params,), (tangent,))
         return squared_norm(moved)
 
-    keys = jr.split(jr.key(0), _PROBES)
-    return [jnp.sqrt(jnp.mean(jax.vmap(lambda k, f=fn: change(f, k))(keys))) for _, fn in problem.conserved]
+    return [jnp.sqrt(jnp.mean(jax.lax.map(lambda z, f=fn: change(f, z), signs))) for _, fn in problem.conserved]
+
+
+def _random_signs(params: PyTree) -> PyTree:
+    """`_PROBES` sets of ±1 shaped like the parameters, drawn on the host: to compile a generator takes a second."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.choice(np.array([-1, 1], np.int8), (_PROBES, *leaf.shape)), params)

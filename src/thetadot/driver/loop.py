@@ -1,5 +1,7 @@
 """The compiled loop: a pure function of a state, driven in chunks."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,7 @@ def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dic
         drift=tuple(jnp.zeros_like(loss) for _ in invariants0),
         saved=zero,
         resting=zero,
+        crawling=zero,
         num_accepted=zero,
         num_rejected=zero,
         num_gradients=zero,
@@ -63,8 +66,16 @@ def advance(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[
     return state, rows, strained(flow, state)
 
 
+@eqx.filter_jit
+def restart(flow: Flow, problem: Problem, state: State) -> State:
+    """The same point of the flow with a fresh state of its solver."""
+    fresh = flow.solver.init(TERM, state.t, state.t_next, state.params, problem)
+    return dataclasses.replace(state, solver_state=fresh)
+
+
 def strained(flow: Flow, state: State) -> Bool[Array, ""]:
-    """Whether the solver would do better with a larger rank."""
+    """Whether directions that the solver does not deflate may limit the steps."""
     if not flow.may_switch or not isinstance(flow.solver, DeflatedExponential):
         return jnp.array(False)
-    return flow.solver.strained(state.solver_state)
+    num_params, rank = state.solver_state.block.shape
+    return jnp.array(False) if rank == num_params else flow.solver.strained(state.solver_state)

@@ -17,7 +17,7 @@ class Outcome(enum.IntEnum):
     REACHED = 1  # t1
     STOPPED = 2  # at the crossing named by `stop`
     RESTED = 3  # converged to rounding before t1
-    UNDERFLOW = 4  # t + dt == t
+    UNDERFLOW = 4  # t + dt == t, or hardly more for ever
 
 
 class Flow(eqx.Module):
@@ -50,7 +50,8 @@ class State(eqx.Module):
     invariants0: tuple[Array, ...]
     drift: tuple[Float[Array, ""], ...]
     saved: Int[Array, ""]  # save times passed
-    resting: Int[Array, ""]
+    resting: Int[Array, ""]  # steps in a row that moved by rounding only
+    crawling: Int[Array, ""]  # attempts in a row that were hardly longer than the resolution of t
     num_accepted: Int[Array, ""]
     num_rejected: Int[Array, ""]
     num_gradients: Int[Array, ""]  # as far as the solver counts them

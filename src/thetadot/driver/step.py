@@ -24,6 +24,8 @@ _ANTIDERIVATIVE = np.linalg.inv(np.vander(LOBATTO, increasing=True)) / np.arange
 
 _GRADIENTS_INSIDE = 3  # of an accepted step: at the two inner points and at its end
 _SMALLEST_STEP = 4  # in units of the machine epsilon of t
+_CRAWL = 4096  # a step below this, in the same units, is suspicious: at a kink it is all that passes
+_LONGEST_CRAWL = 1000  # such steps in a row before the flow counts as stuck
 _STEPS_AT_REST = 30  # consecutive steps that move nothing but rounding, before the flow counts as converged
 
 
@@ -62,10 +64,11 @@ def attempt(flow: Flow, problem: Problem, state: State, rows: Rows, t1) -> tuple
         lambda: (_reject(state, jnp.minimum(t_next, (state.t + t_end) / 2)), rows),
     )
     # A step of a few units in the last place of t is no step: it would be tried again and again.
-    smallest = _SMALLEST_STEP * jnp.finfo(state.t.dtype).eps * jnp.abs(state.t)
-    stuck = (state.outcome == int(Outcome.RUNNING)) & ~(state.t_next > state.t + smallest)
-    outcome = jnp.where(stuck, int(Outcome.UNDERFLOW), state.outcome)
-    return eqx.tree_at(lambda s: s.outcome, state, outcome), rows
+    ulp = jnp.finfo(state.t.dtype).eps * jnp.abs(state.t)
+    crawling = jnp.where(state.t_next > state.t + _CRAWL * ulp, 0, state.crawling + 1)
+    stuck = ~(state.t_next > state.t + _SMALLEST_STEP * ulp) | (crawling > _LONGEST_CRAWL)
+    outcome = jnp.where(stuck & (state.outcome == int(Outcome.RUNNING)), int(Outcome.UNDERFLOW), state.outcome)
+    return eqx.tree_at(lambda s: (s.outcome, s.crawling), state, (outcome, crawling)), rows
 
 
 def _count(flow: Flow, state: State, solver_state: PyTree) -> State:
@@ -126,6 +129,7 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         drift=_drift(problem, state, params),
         saved=state.saved,
         resting=_resting(state, params, grad),
+        crawling=state.crawling,
         num_accepted=state.num_accepted + 1,
         num_rejected=state.num_rejected,
         num_gradients=state.num_gradients + _GRADIENTS_INSIDE,
@@ -157,7 +161,8 @@ def _is_sound(before: State, after: State, inside: Float[Array, " K"]) -> Bool[A
     displacement = squared_norm(jax.tree.map(jnp.subtract, after.params, before.params))
     still = displacement <= (1e4 * eps) ** 2 * squared_norm(after.params)
     finite = jnp.isfinite(highest) & jnp.isfinite(squared_norm(after.grad))
-    return finite & (still | (highest <= before.loss + 100 * eps * jnp.abs(before.loss)))
+    scale = jnp.abs(before.loss) + jnp.abs(before.dissipation)  # of the losses so far, and so of their rounding
+    return finite & (still | (highest <= before.loss + 100 * eps * scale))
 
 
 def _roots(flow: Flow, watched: Callable, before, after) -> Float[Array, "I C"]:
@@ -182,14 +187,15 @@ def _drift(problem: Problem, state: State, params) -> tuple[Float[Array, ""], ..
 
 
 def _resting(state: State, params, grad) -> Int[Array, ""]:
-    """Steps in a row that moved by rounding only: nothing at all, or a little along a gradient that is noise.
+    """Steps in a row that moved by rounding only, along a gradient that is noise or zero.
 
-    Slow growth away from a saddle moves along a steady gradient and is never taken for rest.
+    Slow growth away from a saddle moves along a steady gradient and is never taken for rest, and so is a flow whose
+    first steps are too short to move it at all.
     """
     displacement = squared_norm(jax.tree.map(jnp.subtract, params, state.params))
     size = squared_norm(params)
     product = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(state.grad), strict=True))
     noisy = product < 0.5 * jnp.sqrt(squared_norm(grad)) * jnp.sqrt(squared_norm(state.grad))
     rounding = (100 * jnp.finfo(size.dtype).eps) ** 2 * size
-    still = (displacement == 0) | ((displacement <= rounding) & noisy)
+    still = (displacement <= rounding) & (noisy | (squared_norm(grad) == 0))
     return jnp.where(still, state.resting + 1, 0)

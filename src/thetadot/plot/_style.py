@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from thetadot.stages import Stage
 from thetadot.trajectory import Trajectory
@@ -30,8 +31,7 @@ def add_footer(fig: Figure, traj: Trajectory) -> None:
     facts = [str(traj.provenance.get("experiment", "gradient flow"))]
     if "rtol" in traj.provenance:
         facts.append(f"rtol {traj.provenance['rtol']:.0e}")
-    solver = str(traj.stats["solver"]).split(" → ")[-1]  # the last of those that "auto" went through
-    facts += [f"{traj.stats['num_steps']} steps", f"solver {solver}", traj.status]
+    facts += [f"{traj.stats['num_steps']} steps", f"solver {traj.stats['solver']}", traj.status]
     fig.text(0.995, 0.004, "  ·  ".join(facts), ha="right", va="bottom", fontsize=6.5, color=GRAY)
 
 
@@ -48,6 +48,7 @@ def shade_time(ax: Axes, traj: Trajectory, stages: Sequence[Stage]) -> None:
     """Make the time axis logarithmic and shade the stages."""
     left, right = time_limits(traj, stages)
     ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(NullLocator())  # minor ticks of a logarithmic axis take most of the drawing
     ax.set_xlim(left, right)
     for stage in stages:
         ax.axvspan(max(stage.t_start, left), max(stage.t_end, left), color=SHADES[stage.kind], lw=0, zorder=0)

@@ -76,7 +76,6 @@ def _draw_row(ax: Axes, traj: Trajectory, row: np.ndarray, stages: Sequence[Stag
 
 def _label_panels(fig: Figure, traj: Trajectory, entropy: Axes | None, drawn: list, labels: list[str]) -> None:
     """Write the names of keys and queries beside the ends of their lines."""
-    fig.draw_without_rendering()
     for ax, keys, query in drawn:
         _label(ax, traj["attention"][-1, query], keys, labels)
     if entropy is not None:
@@ -113,7 +112,6 @@ def embedding_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
     ax.set_ylim(bottom=0)
     ax.set_ylabel("$\\|W_0[i]\\|$")
     ax.set_xlabel("gradient-flow time $t$")
-    fig.draw_without_rendering()
     _label(ax, norms[-1], named, labels)
     add_footer(fig, traj)
     return fig

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,6 +15,8 @@ from thetadot.trajectory import Trajectory
 
 _MAX_TIMES = 6
 _MAX_MATRICES = 5
+
+_cosine_matrix = jax.jit(observables.cosine_matrix)
 
 
 def boundary_indices(traj: Trajectory, stages: Sequence[Stage], limit: int = _MAX_TIMES) -> list[int]:
@@ -37,7 +40,7 @@ def reordered_cosines(weight: np.ndarray) -> np.ndarray:
     Returns:
         (n, n), entries in [-1, 1]; one line of directions (condensation) shows as at most four blocks of ±1.
     """
-    cosines = np.asarray(observables.cosine_matrix(jnp.asarray(weight)))
+    cosines = np.asarray(_cosine_matrix(jnp.asarray(weight)))
     top = np.linalg.eigh(cosines)[1][:, -1]
     order = np.argsort(top, kind="stable")
     return cosines[order][:, order]

@@ -44,7 +44,6 @@ def loss_figure(
         bottom.set_yscale("log")
     bottom.set_ylabel(r"$\|\nabla L\|$")
     bottom.set_xlabel("gradient-flow time $t$")
-    fig.draw_without_rendering()  # the labels need the final size of the axes
     names = [f"{name}  {value:.4g}" for name, value in plateaus.items()]
     label_lines(top, list(plateaus.values()), names, [COLORS[0]] * len(names))
     add_footer(fig, traj)

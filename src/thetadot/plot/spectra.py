@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, pretty, shade_time
 from thetadot.stages import Stage, find_stages
@@ -42,6 +43,7 @@ def spectra_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -
             for target in targets:
                 above.axhline(target, color=GRAY, lw=0.7, ls=(0, (4, 3)), zorder=1)
         above.set_yscale("log")
+        above.yaxis.set_minor_locator(NullLocator())
         above.set_title(pretty(matrix), fontsize=10)
         for name, color in (("stable_rank", COLORS[0]), ("effective_rank", COLORS[1])):
             if f"{matrix}_{name}" in traj.names:

@@ -5,7 +5,6 @@ from .choice import better_rank as better_rank
 from .choice import choose_solver as choose_solver
 from .choice import curvatures as curvatures
 from .choice import describe_solver as describe_solver
-from .choice import may_enlarge as may_enlarge
 from .choice import step_cost as step_cost
 from .choice import with_rank as with_rank
 from .choice import with_tolerances as with_tolerances

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ._phi import phi_functions
+from ._vector import step_rounding
 
 NODES = (0.5, 0.9, 1.0)  # fractions c of the step at which φ_k(chJ) is asked for
 
@@ -25,9 +26,11 @@ class KrylovSpace(eqx.Module):
     rotation: Float[Array, "M M"] | None  # its eigenvectors R
     length: Float[Array, ""]  # ‖v‖
 
-    def radius(self) -> Float[Array, ""]:
-        """Spectral radius of VᵀJV, or a bound on it."""
-        return jnp.max(jnp.abs(self.small)) if self.rotation is not None else jnp.linalg.norm(self.small)
+    def rounding(self, noise: Float[Array, " P"], h) -> Float[Array, ""]:
+        """`step_rounding` with the eigenvectors found here; without any where J is not symmetric."""
+        if self.rotation is None:
+            return step_rounding(noise, jnp.zeros((noise.size, 1), noise.dtype), jnp.zeros(1, noise.dtype), h)
+        return step_rounding(noise, self.basis.T @ self.rotation, self.small, h)
 
     def coordinates(self, s) -> Float[Array, "4 M"]:
         """φ₁, …, φ₄ of s VᵀJV, applied to e₁."""

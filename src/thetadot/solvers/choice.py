@@ -11,7 +11,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, Float
 
-from .deflated import DeflatedExponential, DeflatedState, Field
+from .deflated import DeflatedExponential, DeflatedState
 from .krylov import KrylovExponential
 from .stabilized import StabilizedRungeKutta
 
@@ -26,9 +26,10 @@ SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
 }
 
 _RANKS = (8, 16, 32, 64, 128)  # each is compiled once
+_CHEAP_RANK = 32
+_MANY_PARAMETERS = 1000  # from which no rank beyond the cheap one is tried
 _CLIFF = 1e-3  # height of what is left beyond the outliers, relative to the first that is not deflated
 _BLOCK = 0.1  # height that an outlier has at least, likewise
-_PATIENCE = -1e6  # pressure after a refusal: about 150 steps until the next question
 
 
 def choose_solver(solver: str | dfx.AbstractSolver) -> dfx.AbstractSolver:
@@ -62,25 +63,21 @@ def with_tolerances(solver: dfx.AbstractSolver, rtol: Array) -> dfx.AbstractSolv
     return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in asked], solver, values)
 
 
-def may_enlarge(solver: dfx.AbstractSolver, num_params: int) -> bool:
-    """Whether a larger rank is left to try."""
-    return isinstance(solver, DeflatedExponential) and solver.rank < min(_RANKS[-1], num_params)
-
-
-def better_rank(rank: int, curvatures: np.ndarray) -> int:
+def better_rank(rank: int, curvatures: np.ndarray, num_params: int) -> int:
     """The rank that reaches over a cliff in the spectrum, if there is one; else `rank`.
 
     With k directions deflated, stability limits a step to about 3/|λ_{k+1}|. Where a block of outliers of one size is
     followed by almost nothing, as in a deep linear network that has learned some modes, the rank beyond it pays many
     times over. Where the spectrum decays gradually accuracy soon limits the steps instead, and the small rank, whose
-    steps are cheap, wins.
+    steps are cheap, wins. Many parameters make a large rank expensive: its products no longer share the cache.
 
     Args:
         rank: the rank in use.
         curvatures: the largest |λ| of the Hessian, in decreasing order.
+        num_params: P.
     """
     padded = np.append(curvatures, np.zeros(_RANKS[-1] + 1)) / max(curvatures[min(rank, len(curvatures) - 1)], 1e-300)
-    higher = [k for k in _RANKS if k > rank]
+    higher = [k for k in _RANKS if k > rank and (num_params < _MANY_PARAMETERS or k <= _CHEAP_RANK)]
     for below, k in zip([rank, *higher], higher, strict=False):
         if padded[k] < _CLIFF and padded[below] > _BLOCK:
             return k
@@ -88,19 +85,14 @@ def better_rank(rank: int, curvatures: np.ndarray) -> int:
 
 
 def with_rank(rank: int, state: DeflatedState) -> tuple[DeflatedExponential, DeflatedState]:
-    """The solver of that rank; the basis found so far is kept and filled up with random directions."""
-    num_params, found = state.basis.shape
-    missing = min(rank, num_params) - found
-    if missing == 0:
-        return DeflatedExponential(rank), eqx.tree_at(
-            lambda s: s.pressure, state, jnp.full_like(state.pressure, _PATIENCE)
-        )
-    fresh = jr.normal(jr.key(rank), (num_params, missing), state.basis.dtype)
-    basis = jnp.linalg.qr(jnp.concatenate([state.basis, fresh], axis=1))[0]
-    return DeflatedExponential(rank), DeflatedState(state.field, basis, jnp.zeros_like(state.pressure))
+    """The solver of that rank; the space found so far is kept and filled up with random directions."""
+    num_params, found = state.block.shape
+    fresh = jr.normal(jr.key(rank), (num_params, min(rank, num_params) - found), state.block.dtype)
+    block = jnp.concatenate([state.block, fresh], axis=1)
+    return DeflatedExponential(rank), DeflatedState(state.field, block, jnp.zeros_like(state.pressure))
 
 
-def curvatures(field: Field, y: Float[Array, " P"]) -> Float[Array, " M"]:
+def curvatures(field: Callable[[Array], Array], y: Float[Array, " P"]) -> Float[Array, " M"]:
     """The largest |eigenvalues| of the Jacobian at y by Lanczos with full re-orthogonalization, decreasing.
 
     As many as the largest rank needs. Clusters of equal eigenvalues are seen once per copy only as rounding lets them
@@ -135,7 +127,7 @@ def describe_solver(solver: dfx.AbstractSolver) -> str:
 def step_cost(solver: dfx.AbstractSolver, state) -> tuple[int | Array, int | Array] | None:
     """Gradients and Hessian–vector products of the attempted step that made `state`; None where nobody counts."""
     if isinstance(solver, DeflatedExponential):
-        return 15, solver.rank
+        return 16, solver.rank + 1
     if isinstance(solver, KrylovExponential | StabilizedRungeKutta):
         return state.num_gradients, state.num_products
     if isinstance(solver, dfx.AbstractERK) and isinstance(solver.tableau, dfx.ButcherTableau):

@@ -24,8 +24,11 @@ misses is still integrated, so no escape is lost.
 and is added (Richardson), which makes the result of order 5. What the rounding of the gradient explains is taken off
 the estimate (`_above_rounding`).
 
-**Basis.** Warm-started block power iteration with Rayleigh–Ritz: one product with k vectors a step gives W = J V, the
-Ritz pairs of V for this step, and V ← orth(W) for the next. The state of the solver is V.
+**Basis.** Warm-started block power iteration with Rayleigh–Ritz: V = orth(W) from the image W = J V of the last step,
+and one product with k vectors gives the new image and the Ritz pairs of V. The state of the solver is W. An older A
+would give the right result too, but it does not pay to keep one: the step is as long as the change of the Jacobian
+allows, so that a residual test (h ‖JV − V diag μ‖ against the error of recent steps) asks for a new basis in every
+step of both reference flows.
 
 **Limits.** The step is stability-limited by h |λ_{k+1}| ≲ 3 if k is smaller than the number of outliers; then
 `pressure`, a running mean of h |μ_k|, rises above two, and a larger `rank` may pay. A Jacobian that is not symmetric
@@ -43,33 +46,24 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
+from ._deflation import Deflation, Product, rayleigh_ritz, starting_block
 from ._phi import phi_functions
+from ._vector import Field, above_rounding, flatten, nudge, step_rounding
 from .interpolation import ExponentialInterpolation
 
-Field = Callable[[Float[Array, " P"]], Float[Array, " P"]]
-
-_STARTING_ITERATIONS = 8  # of the block power method, before the first step
 _MEMORY = 0.9  # of the running mean of h |μ_k|
-_LAPACK_THREADS = 9216  # entries of a matrix from which OpenBLAS starts threads
 _STRAIN = 2.0  # the mean of h |μ_k| above which the rank may limit the step; the explicit part is unstable from about 3
-
-
-class Deflation(eqx.Module):
-    """A = V diag(μ) Vᵀ, the deflated part of the Jacobian."""
-
-    vectors: Float[Array, "P k"]
-    rates: Float[Array, " k"]
+_LONG = 1000  # parameters from which a CPU takes Jacobian–vector products one by one
+_NODES = (0.5, 0.5, 1.0, 0.5)  # of stages two to five
 
 
 class DeflatedState(eqx.Module):
     """What the solver carries from step to step."""
 
     field: Float[Array, " P"]  # F at the current point
-    basis: Float[Array, "P k"]  # orthonormal, one power iteration ahead of the last Ritz vectors
+    block: Float[Array, "P k"]  # J V of the last step: its span is one power iteration ahead of that of V
     pressure: Float[Array, ""]  # running mean of h |μ_k|
 
 
@@ -102,40 +96,38 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
     def init(self, terms, t0, t1, y0, args):
         """Finds the starting basis by block power iteration from a fixed random block."""
         del t1
-        y, field, _ = _flatten(terms, t0, y0, args)
-        rank = min(self.rank, y.size)
-        block = jr.normal(jr.key(0), (y.size, rank), y.dtype)
-        _, jvp = jax.linearize(field, y)
-        apply = jax.vmap(jvp, in_axes=1, out_axes=1)
-        basis = jax.lax.fori_loop(0, _STARTING_ITERATIONS, lambda _, V: _orthonormal(apply(V)), _orthonormal(block))
-        return DeflatedState(field(y), basis, jnp.zeros((), y.dtype))
+        y, field, _ = flatten(terms, y0, args)
+        block = starting_block(_products(lambda x: field(t0, x), y), y.size, self.rank, y.dtype)
+        return DeflatedState(field(t0, y), block, jnp.zeros((), y.dtype))
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step of h and two of h/2 with the same A; their difference is the error estimate."""
-        y, field, unravel = _flatten(terms, t0, y0, args)
-        h = jnp.asarray(t1 - t0, y.dtype)
-        field0 = jax.lax.cond(made_jump, lambda: field(y), lambda: solver_state.field)
+        y, field, unravel = flatten(terms, y0, args)
+        h, t_half = jnp.asarray(t1 - t0, y.dtype), (t0 + t1) / 2
+        field0 = jax.lax.cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
 
-        A, image = _deflate(field, y, solver_state.basis)
+        delta = nudge(y)
+        A, change = rayleigh_ritz(_products(lambda x: field(t0, x), y), solver_state.block, delta)
+        noise = field(t0, y + delta) - field0 - change
         steps = jnp.stack([h, h / 2])
-        whole, half = jax.vmap(lambda step: exponential_step(field, A, y, field0, step))(steps)
-        field_half = field(y + half)
-        second_half = exponential_step(field, A, y + half, field_half, h / 2)
+        whole, half = jax.vmap(lambda step: exponential_step(field, A, t0, y, field0, step))(steps)
+        field_half = field(t_half, y + half)
+        second_half = exponential_step(field, A, t_half, y + half, field_half, h / 2)
         correction = (half + second_half - whole) / 15
         displacement = half + second_half + correction
-        error = _above_rounding(correction, h, A.rates, y)
-        field1 = field(y + displacement)
+        error = above_rounding(correction, step_rounding(noise, A.vectors, A.rates, h))
+        field1 = field(t1, y + displacement)
 
         dense_info = dict(
             y0=y0,
             rates=A.rates,
             vectors=A.vectors,
-            image=image,
+            slope=field0 @ A.image,
             displacements=jnp.stack([half + correction / 2, displacement]),
             fields=jnp.stack([field0, field_half, field1]),
         )
         pressure = _MEMORY * solver_state.pressure + (1 - _MEMORY) * h * jnp.min(jnp.abs(A.rates))
-        state = DeflatedState(field1, _orthonormal(image), pressure)
+        state = DeflatedState(field1, A.image, pressure)
         return unravel(y + displacement), unravel(error), dense_info, state, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
@@ -148,7 +140,7 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
 
 
 def exponential_step(
-    field: Field, A: Deflation, y: Float[Array, " P"], field0: Float[Array, " P"], h: Float[Array, ""]
+    field: Field, A: Deflation, t0, y: Float[Array, " P"], field0: Float[Array, " P"], h: Float[Array, ""]
 ) -> Float[Array, " P"]:
     """Displacement u after a step h of an exponential Runge–Kutta method for u' = F₀ + A u + N(u), N(0) = 0.
 
@@ -160,6 +152,7 @@ def exponential_step(
     V, mu = A.vectors, A.rates
     table = hochbruck_ostermann(jnp.append(h * mu, 0))
     num_stages = table.shape[0]
+    times = t0 + h.astype(jnp.result_type(t0)) * jnp.asarray(_NODES, jnp.result_type(t0))
 
     def combine(weights, X, xi):
         inside, outside = h * jnp.sum(weights[:, :-1] * xi, axis=0), h * weights[:, -1]
@@ -168,7 +161,7 @@ def exponential_step(
     def stage(i, stages):
         X, xi = stages
         u, upsilon = combine(table[i], X, xi)
-        n = field(y + u) - field0 - V @ (mu * upsilon)
+        n = field(times[i], y + u) - field0 - V @ (mu * upsilon)
         return X.at[i + 1].set(n), xi.at[i + 1].set(n @ V)
 
     X = jnp.zeros((num_stages, y.size), y.dtype).at[0].set(field0)
@@ -200,52 +193,16 @@ def hochbruck_ostermann(z: Float[Array, " K"]) -> Float[Array, "5 5 K"]:
     )
 
 
-def _deflate(field: Field, y: Float[Array, " P"], basis: Float[Array, "P k"]) -> tuple[Deflation, Float[Array, "P k"]]:
-    """Ritz pairs of the Jacobian J at y in the span of `basis`, and the image J V of the Ritz vectors."""
-    _, jvp = jax.linearize(field, y)
-    image = jax.vmap(jvp, in_axes=1, out_axes=1)(basis)
-    projected = basis.T @ image
-    rates, rotation = jnp.linalg.eigh((projected + projected.T) / 2)
-    return Deflation(basis @ rotation, rates), image @ rotation
+def _products(field: Callable[[Array], Array], y: Float[Array, " P"]) -> Product:
+    """The Jacobian at y times each column of a block.
 
-
-def _above_rounding(
-    error: Float[Array, " P"], h, rates: Float[Array, " k"], y: Float[Array, " P"]
-) -> Float[Array, " P"]:
-    """The error estimate, less what rounding alone explains.
-
-    A gradient evaluated in floating point is the exact one at parameters off by ε_machine, so it is wrong by about
-    ε_machine λ_max ‖θ‖ (a tenth of that as measured), and a step turns this into h times as much. With h λ_max ≫ 1 and
-    a gradient near that level no step size can do better, and asking for it would shrink the steps without end.
+    All columns at once, but on a CPU one after the other where a column is long: a block that leaves the cache costs
+    up to twice as much.
     """
-    size = jnp.linalg.norm(error)
-    rounding = 0.1 * jnp.finfo(y.dtype).eps * h * jnp.max(jnp.abs(rates)) * jnp.linalg.norm(y)
-    return error * jnp.where(size > rounding, 1 - rounding / jnp.where(size > 0, size, 1), 0)
-
-
-def _orthonormal(block: Float[Array, "P k"]) -> Float[Array, "P k"]:
-    """An orthonormal basis of the columns; a column that is zero or depends on the others is replaced by noise.
-
-    Householder QR while the block is small. Beyond that three passes of Cholesky QR with a shift (Fukaya et al. 2020,
-    SIAM J. Sci. Comput. 42), which touch the tall block by matrix products only: LAPACK's threads and XLA's wait for
-    each other on a busy machine, and a QR of 640 × 16 inside a compiled loop was 30 times slower than alone.
-    """
-    if block.size < _LAPACK_THREADS:
-        return jnp.linalg.qr(block)[0]
-    noise = jr.normal(jr.key(1), block.shape, block.dtype)
-    eye = jnp.eye(block.shape[1], dtype=block.dtype)
-    shift = 1e3 * jnp.finfo(block.dtype).eps
-    for _ in range(3):
-        size = jnp.linalg.norm(block, axis=0)
-        block = (
-            jnp.where(size[None] > 0, block, noise) / jnp.where(size > 0, size, jnp.linalg.norm(noise, axis=0))[None]
-        )
-        lower = jnp.linalg.cholesky(block.T @ block + shift * eye)
-        block = block @ jax.scipy.linalg.solve_triangular(lower, eye, lower=True).T
-    return block
-
-
-def _flatten(terms, t, y0: PyTree, args) -> tuple[Float[Array, " P"], Field, Callable]:
-    """The state as one vector, and the field as a function of it."""
-    y, unravel = ravel_pytree(y0)
-    return y, lambda x: ravel_pytree(terms.vf(t, unravel(x), args))[0], unravel
+    _, product = jax.linearize(field, y)
+    at_once = jax.vmap(product, in_axes=1, out_axes=1)
+    if y.size < _LONG:
+        return at_once
+    return lambda block: jax.lax.platform_dependent(
+        block, cpu=lambda block: jax.lax.map(product, block.T).T, default=at_once
+    )

@@ -52,7 +52,7 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
     rtol: float | Array
     atol: float | Array = 0.0
     floor: float = 100.0
-    safety: float = 0.9
+    safety: float = 0.7
     min_factor: float = 0.2
     max_factor: float = 6.0
     norm: Callable = optx.rms_norm
@@ -107,7 +107,8 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
         next_step = factor.astype(jnp.result_type(t1)) * (t1 - t0)
         start = jnp.where(keep, t1, t0)
         history = jnp.where(keep, step, last_step), jnp.where(keep, ratio, last_ratio)
-        return keep, start, start + next_step, jnp.array(False), history, RESULTS.successful
+        result = RESULTS.where(start + next_step > start, RESULTS.successful, RESULTS.dt_min_reached)
+        return keep, start, start + next_step, jnp.array(False), history, result
 
     def _no_history(self, y0: PyTree) -> tuple[Array, Array]:
         """Step and error ratio of the last accepted step: NaN, so that no trend is taken from them."""

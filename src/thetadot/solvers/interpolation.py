@@ -25,7 +25,7 @@ class ExponentialInterpolation(AbstractLocalInterpolation):
     """y(t₀ + s) = y₀ + V e(s) + r(s): the exponentials first, polynomials for what they leave.
 
     In the deflated space the solution has transients e^{μs} with h|μ| ≫ 1, which no polynomial follows. There, with
-    x = s/h and N cubic in x through N(0) = 0, N'(0) = (JV − V diag μ)ᵀF₀ (J symmetric), N(h/2) and N(h),
+    x = s/h and N cubic in x through N(0) = 0, N'(0) = Vᵀ(J − A)F₀, N(h/2) and N(h),
 
         e' = μ e + VᵀF₀ + a x + b x² + c x³,
         e(s) = s φ₁(sμ) VᵀF₀ + s (x φ₂(sμ) a + 2 x² φ₃(sμ) b + 6 x³ φ₄(sμ) c).
@@ -45,13 +45,13 @@ class ExponentialInterpolation(AbstractLocalInterpolation):
     line: Float[Array, " P"]  # h r'(0)
     quintic: Float[Array, "4 P"]  # coefficients of x², …, x⁵ in (I − VVᵀ) r
 
-    def __init__(self, *, t0, t1, y0, rates, vectors, image, displacements, fields):
-        """From the image J V, the displacements at h/2 and h (2 × P) and the fields at 0, h/2 and h (3 × P)."""
+    def __init__(self, *, t0, t1, y0, rates, vectors, slope, displacements, fields):
+        """From Vᵀ J F₀, the displacements at h/2 and h (2 × P) and the fields at 0, h/2 and h (3 × P)."""
         self.t0, self.t1, self.y0, self.rates, self.vectors = t0, t1, y0, rates, vectors
         h = self._step()
         knots = jnp.array([0.5, 1.0], rates.dtype)
         sigma, inside = fields[0] @ vectors, displacements @ vectors
-        slope = h * (fields[0] @ image - rates * sigma)
+        slope = h * (slope - rates * sigma)
         half, end = (fields[1:] - fields[:1]) @ vectors - rates[None] * inside - knots[:, None] * slope[None]
         self.forcing = jnp.stack([sigma, slope, 8 * half - end, 2 * end - 8 * half])
         half, end = inside - jax.vmap(self._exponential)(knots)

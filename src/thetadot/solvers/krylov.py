@@ -55,7 +55,6 @@ Reference:
     Al-Mohy and Higham (2011), Computing the action of the matrix exponential, SIAM J. Sci. Comput. 33, 488–511.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import diffrax as dfx
@@ -66,12 +65,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._krylov_space import NODES, KrylovSpace, krylov_space
+from ._vector import above_rounding, flatten, nudge
 
 _SHARE = 0.03  # of the relative error of recent steps, left to the Krylov spaces
 _LOOSEST = 1e-4  # relative error of a Krylov space
 _TIGHTEST = 0.7  # the same: power of the machine epsilon
 _DECAY = 0.5  # of the memory of relative errors
-
 
 _NOT_SYMMETRIC = (
     "`KrylovExponential` expects a symmetric Jacobian, as that of a gradient flow, and this vector field has another: "
@@ -143,13 +142,13 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
     def init(self, terms, t0, t1, y0, args):
         """Evaluates the field, and asks for a relative accuracy of 1e-6 to begin with."""
         del t1
-        y, field, _ = _flatten(terms, y0, args)
+        y, field, _ = flatten(terms, y0, args)
         none = jnp.array(0)
         return KrylovState(field(t0, y), jnp.array(1e-6, y.dtype), jnp.zeros(4, int), none, none)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step of exprb53s3 and its comparison with order 4."""
-        y, field, unravel = _flatten(terms, y0, args)
+        y, field, unravel = flatten(terms, y0, args)
         h = jnp.asarray(t1 - t0, y.dtype)
         field0 = jax.lax.cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
         _, product = jax.linearize(lambda x: field(t0, x), y)
@@ -176,20 +175,22 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
         n4 = field1 - field0 - product(u)
         last = space_of(3, n2 - 125 / 81 * n3 + n4, lambda _: allowed)
         _, _, e3, e4 = last.space.phi(h)
-        delta = _above_rounding(h * (2 * e3 - 12 * e4), h * first.space.radius(), y)
+        delta = nudge(y)
+        rounding = first.space.rounding(field(t0, y + delta) - field0 - product(delta), h)
+        difference = above_rounding(h * (2 * e3 - 12 * e4), rounding)
 
         searches = first, second, third, last
-        size, moved = jnp.linalg.norm(delta), jnp.linalg.norm(u)
+        size, moved = jnp.linalg.norm(difference), jnp.linalg.norm(u)
         relative = jnp.where(moved > 0, size / jnp.where(moved > 0, moved, 1), 0)
         residual = sum(search.residual for search in searches)
         # |·|: residual and δ add up, and do not cancel
-        error = jnp.abs(delta) + residual / jnp.sqrt(jnp.asarray(y.size, y.dtype))
+        error = jnp.abs(difference) + residual / jnp.sqrt(jnp.asarray(y.size, y.dtype))
         state = KrylovState(
             field=field1,
             relative_error=jnp.maximum(relative, _DECAY * solver_state.relative_error),
             dims=jnp.stack([search.next_dim for search in searches]),
-            num_gradients=jnp.array(3),
-            num_products=sum((search.dim for search in searches), start=jnp.array(3)),
+            num_gradients=jnp.array(4),
+            num_products=sum((search.dim for search in searches), start=jnp.array(4)),
         )
         return (
             unravel(y + u),
@@ -202,16 +203,3 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
     def func(self, terms, t0, y0, args):
         """The vector field itself."""
         return terms.vf(t0, y0, args)
-
-
-def _above_rounding(error: Float[Array, " P"], stiffness: Float[Array, ""], y: Float[Array, " P"]):
-    """The error estimate, less what rounding alone explains: that of F is about 0.2 ε_machine ρ ‖y‖."""
-    size = jnp.linalg.norm(error)
-    rounding = 0.2 * jnp.finfo(y.dtype).eps * stiffness * jnp.linalg.norm(y)
-    return error * jnp.where(size <= rounding, 0, 1 - rounding / jnp.where(size > 0, size, 1))
-
-
-def _flatten(terms, y0, args) -> tuple[Float[Array, " P"], Callable, Callable]:
-    """The state as one vector, and the field as a function of time and of it."""
-    y, unravel = ravel_pytree(y0)
-    return y, lambda t, x: ravel_pytree(terms.vf(t, unravel(x), args))[0], unravel

@@ -57,8 +57,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
+
+from ._vector import above_rounding, flatten, nudge
 
 _DAMPING = 2 / 13
 _SAFETY = 1.2  # of the spectral radius
@@ -76,6 +77,7 @@ class StabilizedState(eqx.Module):
     vector: Float[Array, " P"]  # the last iterate of the power method, of length one
     step: Float[Array, ""]  # h of the last accepted step
     age: Int[Array, ""]  # accepted steps since `radius` was estimated; _MAX_AGE once it is known to be too small
+    noise: Float[Array, ""]  # rounding of the field, when `radius` was estimated
     num_gradients: Int[Array, ""]  # evaluations of the field in the step that made this state
     num_products: Int[Array, ""]  # Jacobian–vector products in it
 
@@ -113,29 +115,39 @@ class StabilizedRungeKutta(dfx.AbstractAdaptiveSolver):
     def init(self, terms, t0, t1, y0, args):
         """Evaluates the field; the spectral radius is estimated in the first step."""
         del t1
-        y, field, _ = _flatten(terms, y0, args)
+        y, field, _ = flatten(terms, y0, args)
         zero, none = jnp.zeros((), y.dtype), jnp.array(0)
-        return StabilizedState(field(t0, y), zero, _random_direction(y), zero, jnp.array(_MAX_AGE), none, none)
+        return StabilizedState(
+            field=field(t0, y),
+            radius=zero,
+            vector=_random_direction(y),
+            step=zero,
+            age=jnp.array(_MAX_AGE),
+            noise=zero,
+            num_gradients=none,
+            num_products=none,
+        )
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step, with the number of stages that h ρ asks for."""
-        y, field, unravel = _flatten(terms, y0, args)
+        y, field, unravel = flatten(terms, y0, args)
         h = jnp.asarray(t1 - t0, y.dtype)
         field0 = jax.lax.cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
 
         stale = (h < solver_state.step) | (solver_state.age >= _MAX_AGE) | made_jump
-        radius, vector, num_products = spectral_radius(
-            lambda v: jax.jvp(lambda x: field(t0, x), (y,), (v,))[1],
-            solver_state.vector + _MIXING * _random_direction(y),
-            solver_state.radius,
-            stale,
+        _, product = jax.linearize(lambda x: field(t0, x), y)
+        start = solver_state.vector + _MIXING * _random_direction(y)
+        radius, vector, num_products = spectral_radius(product, start, solver_state.radius, stale)
+        delta = nudge(y)
+        noise = jax.lax.cond(
+            stale, lambda: _norm(field(t0, y + delta) - field0 - product(delta)), lambda: solver_state.noise
         )
         bound = _SAFETY * radius
         displacement, num_stages, enough = chebyshev_step(
             lambda c, u: field(t0 + c.astype(jnp.result_type(t1)) * (t1 - t0), y + u), field0, h, bound, self.max_stages
         )
         field1 = jax.lax.cond(enough, lambda: field(t1, y + displacement), lambda: field0)
-        error = _above_rounding(0.4 * h * (field0 + field1) - 0.8 * displacement, h * bound, y)
+        error = above_rounding(0.4 * h * (field0 + field1) - 0.8 * displacement, h * noise)
         error = jnp.where(enough, error, jnp.inf)
 
         y1 = unravel(y + displacement)
@@ -148,8 +160,9 @@ class StabilizedRungeKutta(dfx.AbstractAdaptiveSolver):
             vector=jnp.where(stale, vector, solver_state.vector),
             step=h,
             age=age,
+            noise=noise,
             num_gradients=num_stages,
-            num_products=num_products,
+            num_products=num_products + stale.astype(int),
         )
         return y1, unravel(error), dense_info, state, dfx.RESULTS.successful
 
@@ -268,13 +281,6 @@ def chebyshev_coefficients(s: int) -> tuple[float, np.ndarray]:
     return (w0 + 1) / w1, rows
 
 
-def _above_rounding(error: Float[Array, " P"], stiffness: Float[Array, ""], y: Float[Array, " P"]):
-    """The error estimate, less what rounding alone explains: that of F is below ε_machine ρ ‖y‖."""
-    size = jnp.linalg.norm(error)
-    rounding = jnp.finfo(y.dtype).eps * stiffness * jnp.linalg.norm(y)
-    return error * jnp.where(size <= rounding, 0, 1 - rounding / jnp.where(size > 0, size, 1))
-
-
 def _norm(vector: Float[Array, " P"]) -> Float[Array, ""]:
     """Euclidean norm that overflows only if the result does."""
     largest = jnp.max(jnp.abs(vector))
@@ -287,11 +293,4 @@ def _scaled(vector: Float[Array, " P"], size: Float[Array, ""]) -> Float[Array, 
 
 
 def _random_direction(y: Float[Array, " P"]) -> Float[Array, " P"]:
-    vector = jr.normal(jr.key(0), y.shape, y.dtype)
-    return _scaled(vector, jnp.linalg.norm(vector))
-
-
-def _flatten(terms, y0, args) -> tuple[Float[Array, " P"], Callable, Callable]:
-    """The state as one vector, and the field as a function of time and of it."""
-    y, unravel = ravel_pytree(y0)
-    return y, lambda t, x: ravel_pytree(terms.vf(t, unravel(x), args))[0], unravel
+    return jr.rademacher(jr.key(0), y.shape, y.dtype) / jnp.sqrt(jnp.asarray(y.size, y.dtype))
