@@ -8,6 +8,7 @@ Compiled code is kept in the user's cache folder; `THETADOT_CACHE=off` in the en
 Exit codes: 0, done; 1, the flow ended early (results are saved); 2, the input is unusable; 130, interrupted.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,16 +20,19 @@ from typing import Annotated, Any, Generic, TypeVar, Union
 
 import jax
 import tyro
+from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
 
 from thetadot import report
-from thetadot.compiled import keep_compiled
 from thetadot.experiments import EXPERIMENTS, name_of, run
 from thetadot.progress import Report, describe
 from thetadot.stages import find_stages
 
 E = TypeVar("E")
+
+CACHE_SWITCH = "THETADOT_CACHE"
+"""Environment variable: another folder for compiled code, or `off`."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _console(stderr=True).print("thetadot: interrupted; nothing was saved.")
         return 130
+
+
+def keep_compiled() -> Path | None:
+    """Tells JAX to keep every compiled function in the user's cache folder; returns the folder, or None if it may not.
+
+    `THETADOT_CACHE=off` turns this off, and `THETADOT_CACHE=FOLDER` keeps the code there. A folder that was set for
+    JAX itself (`JAX_COMPILATION_CACHE_DIR`) stays. A folder that cannot be written costs a recompilation, nothing else.
+    """
+    wanted = os.environ.get(CACHE_SWITCH, "")
+    if wanted.lower() == "off":
+        return None
+    own = os.environ.get("JAX_COMPILATION_CACHE_DIR") or wanted
+    folder = Path(own).expanduser().absolute() if own else user_cache_path("thetadot") / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # JAX keeps what took a second by default; a run also compiles some hundred small functions.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return folder
 
 
 def _check_experiment(argv: list[str]) -> None:

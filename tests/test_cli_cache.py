@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import jax
-from thetadot.compiled import keep_compiled
+from thetadot.cli import keep_compiled
 print(keep_compiled())
 jax.jit(lambda x: x + 1)(1.0)
 """
