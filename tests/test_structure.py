@@ -188,7 +188,7 @@ def test_every_module_has_a_test_file(module):
     """`thetadot.driver.step` is tested by a file for itself, or by that of its folder or of what it serves."""
     served = {"driver": "flow", "_types": "structure", "provenance": "flow_outcomes", "progress": "flow_outcomes"}
     served |= {"choice": "flow_outcomes", "interpolation": "deflated", "_krylov_space": "krylov"}
-        served |= {"_deflation": "deflated", "_vector": "hard_fields"}
+    served |= {"_deflation": "deflated", "_vector": "hard_fields"}
     parts = module.split(".")[1:]
     names = {part.lstrip("_") for part in parts} | {served[part] for part in parts if part in served}
     assert names & TEST_FILES, f"no test file for {module}"
