@@ -143,17 +143,18 @@ def ladder(send, progress, make_flow: Callable[[], Flow], solver: str, known: Re
         if time.perf_counter() - began > deadline / 2:
             return
         send({"begin": rtol})
-        row = _rung(solve, rtol, known, deadline)
+        row = _rung(solve, rtol, known, began + deadline)
         row["compile_seconds"] += prepared
         send(row | {"solver": solver})
 
 
-def _rung(solve: Callable, rtol: float | None, known: Reference, deadline: float) -> dict[str, Any]:
+def _rung(solve: Callable, rtol: float | None, known: Reference, ends: float) -> dict[str, Any]:
+    """A row: one solve, repeated as long as it is fast and `ends`, on the clock, is far."""
     began = time.perf_counter()
     first = solve(rtol)
     first_call = time.perf_counter() - began
     times = [] if first.cold else [first.seconds]
-    while first_call < deadline / 4 and len(times) < _REPEATS and sum(times) < _REPEAT_SECONDS:
+    while len(times) < _REPEATS and sum(times) < _REPEAT_SECONDS and time.perf_counter() + 2 * first_call < ends:
         times.append(solve(rtol).seconds)
     seconds = statistics.median(times or [first.seconds])
     error, missed = score(first.escapes, known.escapes)

@@ -45,7 +45,7 @@ def test_lanes_equal_single_solves(name):
     singles = [single(name, lane) for lane in range(3)]
     assert lanes.num_accepted.tolist() == [int(s.num_accepted) for s in singles]
     assert lanes.num_rejected.tolist() == [int(s.num_rejected) for s in singles]
-    assert len(set(lanes.num_accepted.tolist())) > 1 and sum(lanes.num_rejected.tolist()) > 0
+    assert len(set(lanes.num_accepted.tolist())) > 1  # lanes that would all be the same prove nothing
     for lane, alone in enumerate(singles):
         values = join(jax.tree.map(lambda leaf, lane=lane: leaf[lane], lanes.y))
         np.testing.assert_allclose(values, join(alone.y), rtol=1e-9)
@@ -89,9 +89,7 @@ ESCAPES = [
 
 @pytest.mark.parametrize("name, trace, rtol", ESCAPES)
 def test_escape_times_follow_rtol(name, trace, rtol):
-    """The deflated solver's error is up to 6.4 rtol, on the attention flow at the loosest tolerance."""
-    bound = 10 * rtol if name == "deflated" else rtol
-    assert np.max(np.abs(escape_errors(trace, DEFAULTS[name], rtol))) < bound
+    assert np.max(np.abs(escape_errors(trace, DEFAULTS[name], rtol))) < 2 * rtol
 
 
 def test_what_is_compared_is_not_blind():

@@ -128,7 +128,7 @@ def test_the_cost_of_a_plateau_does_not_grow_with_its_length():
         y1, num = adaptive(split([small, 0.0, 0.5, 0.5, 0.5]), args, jnp.asarray(t1), jnp.asarray(1e-6))
         steps.append(int(num))
         ends.append(join(y1))
-    assert steps[0] < 1000 and steps[2] < 1.5 * steps[0]
+    assert steps[0] < 1500 and steps[2] < 1.5 * steps[0]
     np.testing.assert_allclose(ends[2], ends[0], rtol=1e-3, atol=1e-6)
     assert abs(ends[0][0]) > 0.05  # it did escape
 

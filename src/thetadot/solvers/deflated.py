@@ -21,14 +21,15 @@ classical order for any A: a poor basis costs steps, never correctness. In parti
 misses is still integrated, so no escape is lost.
 
 **Error.** One step of h against two of h/2 with the same A: δ = (y_{2×h/2} − y_h)/15 estimates the local error, O(h⁵),
-and is added (Richardson), which makes the result of order 5. What the rounding of the gradient explains is taken off
-the estimate (`_above_rounding`).
+and is added (Richardson), which makes the result of order 5. The rounding of the field is measured in every step, by
+one more evaluation at a point some hundred units in the last place away, and what it explains is taken off the
+estimate: on the late plateaus of a small initialization the gradient is little else.
 
 **Basis.** Warm-started block power iteration with Rayleigh–Ritz: V = orth(W) from the image W = J V of the last step,
 and one product with k vectors gives the new image and the Ritz pairs of V. The state of the solver is W. An older A
 would give the right result too, but it does not pay to keep one: the step is as long as the change of the Jacobian
 allows, so that a residual test (h ‖JV − V diag μ‖ against the error of recent steps) asks for a new basis in every
-step of both reference flows.
+step of both reference flows (benchmarks/README.md).
 
 **Limits.** The step is stability-limited by h |λ_{k+1}| ≲ 3 if k is smaller than the number of outliers; then
 `pressure`, a running mean of h |μ_k|, rises above two, and a larger `rank` may pay. A Jacobian that is not symmetric
@@ -71,7 +72,7 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
     """Exponential Runge–Kutta of order 5 that deflates the `rank` largest eigenvalues of the Hessian.
 
     For `diffrax.diffeqsolve` as well: any vector field on a pytree of floating-point arrays, best with a symmetric
-    Jacobian. Costs 14 evaluations of the field and `rank` Jacobian–vector products a step, never an n × n matrix.
+    Jacobian. Costs 16 evaluations of the field and `rank` + 1 Jacobian–vector products a step, never an n × n matrix.
 
     Attributes:
         rank: dimension k of the deflated space. 8 serves a condensing network; deep linear networks need about
