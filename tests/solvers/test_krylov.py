@@ -61,7 +61,7 @@ def test_linear_flow_is_exact_at_any_step():
     np.testing.assert_allclose(y, jnp.exp(3 * rates), atol=1e-9)
     inside = ContinuousExtension(t0=jnp.array(0.0), t1=jnp.array(3.0), **dense)
     np.testing.assert_allclose(inside.evaluate(jnp.array(0.01)), jnp.exp(0.01 * rates), atol=1e-9)
-    assert state.num_gradients == 3
+    assert state.num_gradients == 4  # one of them measures rounding
 
 
 def test_space_is_as_large_as_the_distinct_eigenvalues():

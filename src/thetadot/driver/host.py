@@ -3,14 +3,17 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import cache
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg.cython_lapack  # noqa: F401  (what JAX decomposes matrices with, loaded before it is looked for)
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
+from threadpoolctl import ThreadpoolController
 
 from ..problem import Problem, squared_norm, vector_field
 from ..progress import Report
@@ -63,12 +66,13 @@ class Run:
     def drive(self, show: Callable[[Report], None] | None = None) -> None:
         """Runs chunk after chunk until the flow has an outcome or its steps are used up."""
         began = time.perf_counter()
-        while self._unfinished():
-            strained = self._advance(_CHUNK_STEPS if show else self.max_steps)
-            if show:
-                show(self._report(time.perf_counter() - began))
-            if strained:
-                self._relieve()
+        with _lapack().limit(limits=1):
+            while self._unfinished():
+                strained = self._advance(_CHUNK_STEPS if show else self.max_steps)
+                if show:
+                    show(self._report(time.perf_counter() - began))
+                if strained:
+                    self._relieve()
         if self.outcome == Outcome.RESTED:
             self._rest()
 
@@ -208,6 +212,16 @@ class Run:
         names = [name for name, _ in self.problem.conserved]
         pairs = zip(names, self.state.drift, scales, strict=True)
         return {name: float(d) / float(s) if float(s) > 0 else float(d) for name, d, s in pairs}
+
+
+@cache
+def _lapack() -> ThreadpoolController:
+    """LAPACK as JAX calls it, to be held to one thread.
+
+    Its idle threads spin for a while and take the cores from those of XLA: of two equal solves one could be ten times
+    slower, for matrices that one thread decomposes in microseconds.
+    """
+    return ThreadpoolController().select(user_api="blas")
 
 
 @eqx.filter_jit

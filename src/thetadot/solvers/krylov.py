@@ -19,7 +19,8 @@ step. Its difference to u is
     δ = h (2 φ₃ − 12 φ₄)(hJ) (N₂ − 125/81 N₃ + N₄) = O(h⁵),
 
 one more Krylov space, of a vector so small that it takes few dimensions. δ bounds the error of the lower method; the
-higher one is carried on. The published embedded method of exprb53s3 is one order lower.
+higher one is carried on. The published embedded method of exprb53s3 is one order lower. The rounding of the field is
+measured in every step, by one more evaluation some hundred units in the last place away, and taken off δ.
 
 **Krylov spaces.** φ_k(chJ) v ≈ ‖v‖ V φ_k(ch VᵀJV) e₁, from Lanczos with full re-orthogonalization (twice), at every
 c and k from one space. A space too small never sees the growing direction of a saddle and loses an escape without a
@@ -115,7 +116,7 @@ class KrylovState(eqx.Module):
 class KrylovExponential(dfx.AbstractAdaptiveSolver):
     """Exponential Rosenbrock method of order 5, with Krylov spaces as large as their residual asks for.
 
-    For `diffrax.diffeqsolve` as well: any vector field on a pytree of floating-point arrays. A step costs three
+    For `diffrax.diffeqsolve` as well: any vector field on a pytree of floating-point arrays. A step costs four
     evaluations of the field and, for each of four spaces, as many Jacobian–vector products as it has dimensions.
 
     Attributes:
