@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .driver import Flow, Outcome, Run
-from .problem import Observable, Problem, check_start
+from .problem import Observable, Problem, check_start, check_value
 from .progress import Report, live_line
 from .provenance import provenance
 from .solvers import DisplacementController, choose_solver, with_tolerances
@@ -69,6 +69,7 @@ def gradient_flow(
     flow = _make_flow(problem, params0, t1, ts, observables or {}, crossings or {}, stop, solver, rtol)
     began = time.perf_counter()
     run = Run(flow, problem, params0, t1, max_steps)
+    check_value(run.state.loss, run.state.grad)
     with live_line(progress) as show:
         run.drive(show)
     stats = run.stats() | {"wall_s": time.perf_counter() - began}

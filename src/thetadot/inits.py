@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -101,8 +102,13 @@ def balanced_linear(
 
 
 def _cut(shapes: Sequence[tuple[int, ...]], init_scale: ArrayLike, key: Key) -> list[Array]:
+    return _draw(tuple(shapes), jnp.asarray(init_scale, float), key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _draw(shapes: tuple[tuple[int, ...], ...], init_scale: Array, key: Key) -> list[Array]:
     sizes = [math.prod(shape) for shape in shapes]
-    flat = jnp.asarray(init_scale, float) * jr.normal(key, (sum(sizes),))
+    flat = init_scale * jr.normal(key, (sum(sizes),))
     ends = itertools.accumulate(sizes)
     pieces = zip(ends, sizes, shapes, strict=True)
     return [jax.lax.slice(flat, (end - size,), (end,)).reshape(shape) for end, size, shape in pieces]

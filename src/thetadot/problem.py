@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 _UNDERFLOW = 0.4  # smallest start, as a power of the smallest number: squares of a thousandth of it are still numbers
@@ -99,21 +100,25 @@ def check_start(problem: Problem, params0: PyTree) -> PyTree:
         raise ValueError(
             f"`loss(params, data)` must return a scalar; it returned shape {out.shape}. Take its mean or sum."
         )
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(params0)):
+    values = [np.abs(np.asarray(leaf)) for leaf in leaves if np.size(leaf)]
+    if not all(np.all(np.isfinite(value)) for value in values):
         raise ValueError("`params0` contains NaN or infinity: the flow has no start.")
-    largest = max((float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(params0) if leaf.size), default=0.0)
+    largest = max((float(np.max(value)) for value in values), default=0.0)
     if 0 < largest < (smallest := float(jnp.finfo(dtypes.pop()).tiny) ** _UNDERFLOW):
         raise ValueError(
             f"`params0` is so small ({largest:.1e} at most) that its squares underflow: start above {smallest:.0e}."
         )
-    loss0, grad0 = eqx.filter_jit(problem.value_and_grad)(params0)
-    if not bool(jnp.isfinite(loss0)):
+    return params0
+
+
+def check_value(loss0: Array, grad0: PyTree) -> None:
+    """Raises a ValueError if a loss or its gradient at the start is not finite."""
+    if not np.isfinite(loss0):
         raise ValueError(f"the loss at `params0` is {loss0}: it must be finite for the flow to start.")
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grad0)):
+    if not all(np.all(np.isfinite(np.asarray(leaf))) for leaf in jax.tree.leaves(grad0)):
         raise ValueError(
             "the gradient at `params0` is not finite: look for a square root, a norm or a logarithm at zero."
         )
-    return params0
 
 
 def _names(dtypes) -> str:

@@ -18,6 +18,11 @@ RTOLS = {
 MAX_STEPS = 20_000
 
 
+every_solver = pytest.mark.parametrize(
+    "name", [name if name == "deflated" else pytest.param(name, marks=pytest.mark.slow) for name in RTOLS]
+)
+
+
 @cache
 def scalar_errors(name):
     """x' = x − x² from 1e-6, the escape from a saddle, and x' = −x³ from 2, beside two directions at rest."""
@@ -36,14 +41,14 @@ def slope(rtols, errors):
     return np.polyfit(np.log(rtols), np.log(errors), 1)[0]
 
 
-@pytest.mark.parametrize("name", RTOLS)
+@every_solver
 def test_the_error_of_scalar_flows_follows_the_tolerance(name):
     rtols, (errors, _) = RTOLS[name], scalar_errors(name)
     assert np.all(errors < 3 * rtols + 1e-14)
     assert slope(rtols, errors) > 0.8
 
 
-@pytest.mark.parametrize("name", RTOLS)
+@every_solver
 def test_the_steps_grow_no_faster_than_the_order_says(name):
     """A relative error of order p asks for rtol^(−1/p) times as many: 4 where the estimate is of order 5, else 2."""
     rtols, (_, steps) = RTOLS[name], scalar_errors(name)
@@ -67,7 +72,7 @@ def network_errors(solver):
     return np.array(errors)
 
 
-@pytest.mark.parametrize("solver", ["auto", "krylov"])
+@pytest.mark.parametrize("solver", ["auto", pytest.param("krylov", marks=pytest.mark.slow)])
 def test_the_error_of_a_linear_network_follows_the_tolerance(solver):
     rtols, errors = RTOLS["krylov"], network_errors(solver)
     assert np.all(errors[:, 0] < 30 * rtols + 1e-13)

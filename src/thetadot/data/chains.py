@@ -74,9 +74,15 @@ def persistent_chain(stationary: Numbers, persistence: ArrayLike) -> Float[Array
     law, lam = jnp.asarray(stationary, float), jnp.asarray(persistence, float)
     if not any(isinstance(x, Tracer) for x in (law, lam)):
         check_law(law)
-        lowest = -float(law.min()) / (1 - float(law.min()))
+        least = float(np.min(np.asarray(law)))
+        lowest = -least / (1 - least)
         if not lowest <= float(lam) < 1:
             raise ValueError(f"`persistence` must lie in [{lowest:.6g}, 1) for this `stationary`; got {float(lam):g}.")
+    return _mixture(law, lam)
+
+
+@jax.jit
+def _mixture(law: Float[Array, " d"], lam: Float[Array, ""]) -> Float[Array, "d d"]:
     return lam * jnp.eye(law.shape[0]) + (1 - lam) * jnp.tile(law, (law.shape[0], 1))
 
 

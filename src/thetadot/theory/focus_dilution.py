@@ -25,10 +25,12 @@ is moved only by the attention: its outer Hessian vanishes, since at Φ = 0 the 
 first-order terms are `κ γ² [x (y·π) + y (x·π)]` from ∂L/∂Φ and `κ γ² y (x·π)` from the change of A in ∂L/∂M.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from thetadot._types import Data, NamedParams, Scalar
@@ -58,7 +60,7 @@ def moments(stationary: Float[Array, " d"]) -> Moments:
 
 def uniform_loss(d: int) -> float:
     """`log d`, the loss at θ = 0: the first plateau, in nats per token (derived)."""
-    return float(jnp.log(float(d)))
+    return math.log(d)
 
 
 def unigram_loss(stationary: Float[Array, " d"]) -> Scalar:
@@ -68,7 +70,7 @@ def unigram_loss(stationary: Float[Array, " d"]) -> Scalar:
 
 def entropy_rate(stationary: Float[Array, " d"], transition: Float[Array, "d d"]) -> Scalar:
     """`-Σ_i π_i Σ_j P_ij log P_ij`, the least loss of any predictor (standard)."""
-    return stationary @ _entropy(transition)
+    return _mean_entropy(stationary, transition)
 
 
 def degenerate_loss(stationary: Float[Array, " d"], persistence: float) -> Scalar:
@@ -84,6 +86,11 @@ def degenerate_loss(stationary: Float[Array, " d"], persistence: float) -> Scala
     """
     if not _is_class_symmetric(stationary):
         raise ValueError("`degenerate_loss(stationary=...)` needs equal entries except for one larger one.")
+    return _class_bigram_loss(stationary, jnp.asarray(persistence, stationary.dtype))
+
+
+@jax.jit
+def _class_bigram_loss(stationary: Float[Array, " d"], persistence: Scalar) -> Scalar:
     d = stationary.shape[0]
     frequent = jnp.max(stationary)
     others = (1 - frequent) / (d - 1)
@@ -226,18 +233,25 @@ def _gain(stationary: Float[Array, " d"], transition: Float[Array, "d d"]) -> Sc
     return jnp.square(stationary) @ (transition @ log_law - stationary @ log_law)
 
 
+@jax.jit
 def _entropy(p: Float[Array, "*rows d"]) -> Float[Array, "*rows"]:
     return -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1)
 
 
+@jax.jit
+def _mean_entropy(stationary: Float[Array, " d"], transition: Float[Array, "d d"]) -> Scalar:
+    return stationary @ _entropy(transition)
+
+
 def _is_class_symmetric(stationary: Float[Array, " d"]) -> bool:
-    ordered = jnp.sort(stationary)
+    ordered = np.sort(np.asarray(stationary))
     return bool(ordered[-2] - ordered[0] <= 1e-12) and bool(ordered[-1] - ordered[-2] > 1e-12)
 
 
 def _persistence(stationary: Float[Array, " d"], transition: Float[Array, "d d"]) -> float | None:
     """λ if P = λ I + (1-λ) 1 π^T to rounding, else None."""
     d = stationary.shape[0]
-    lam = float((jnp.trace(transition) - 1) / (d - 1))
-    chain = lam * jnp.eye(d) + (1 - lam) * jnp.tile(stationary, (d, 1))
-    return lam if bool(jnp.max(jnp.abs(chain - transition)) < 1e-12) else None
+    law, p = np.asarray(stationary), np.asarray(transition)
+    lam = float((np.trace(p) - 1) / (d - 1))
+    chain = lam * np.eye(d) + (1 - lam) * law[None, :]
+    return lam if bool(np.max(np.abs(chain - p)) < 1e-12) else None
