@@ -93,7 +93,7 @@ def check_start(problem: Problem, params0: PyTree) -> PyTree:
         )
     if len(dtypes) > 1:
         raise ValueError(f"`params0` must have one dtype; got {_names(dtypes)}. Cast all of it to float64.")
-    out = jax.eval_shape(problem.loss, params0)
+    out = _loss.eval_shape(problem, params0)
     if not eqx.is_array_like(out) and not isinstance(out, jax.ShapeDtypeStruct):
         raise ValueError("`loss(params, data)` must return one scalar array; it returned a pytree.")
     if out.shape != ():
@@ -109,6 +109,12 @@ def check_start(problem: Problem, params0: PyTree) -> PyTree:
             f"`params0` is so small ({largest:.1e} at most) that its squares underflow: start above {smallest:.0e}."
         )
     return params0
+
+
+@jax.jit
+def _loss(problem: Problem, params: PyTree) -> Any:
+    """The loss, traced once for each shape of its arguments."""
+    return problem.loss(params)
 
 
 def check_value(loss0: Array, grad0: PyTree) -> None:

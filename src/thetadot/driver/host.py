@@ -31,7 +31,8 @@ from .record import observe
 from .state import Flow, Outcome, Rows
 
 _CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
-_PATIENCE = -1e6  # pressure after a refusal
+_PATIENCE = 1e6  # minus the pressure after a refusal: it takes some 120 steps to rise again
+_MOST_PATIENCE = 1e48
 _FAR = 2000  # steps of the present length still to go, from which another method is worth its compilation
 _TRIAL_STEPS = 32  # for each method in a race
 _GAIN = 2.0  # of the other method, that makes it the better one
@@ -44,6 +45,7 @@ class Run:
     def __init__(self, flow: Flow, problem: Problem, params0: PyTree, t1: float, max_steps: int):
         self.flow, self.problem, self.max_steps = flow, problem, max_steps
         self.t1 = jnp.asarray(t1, flow.levels.dtype)
+        self.patience = _PATIENCE
         self.choices = [f"t = 0: {describe_solver(flow.solver)}, {'to begin with' if flow.may_switch else 'as asked'}"]
         self.state, self.row0 = start(flow, problem, params0, self.t1)
         self.ts: list[np.ndarray] = []
@@ -155,8 +157,10 @@ class Run:
         self.state = restart(self.flow, self.problem, self.state)
         gain = self._speed() / max(speed, 1e-300)
         if gain < _GAIN and self._unfinished():
+            patience = self.patience
             self._use(deflated, f"KrylovExponential went only {gain:.2g} times as far for its work")
             self.state = restart(self.flow, self.problem, self.state)
+            self.patience = patience
             self._be_patient()
 
     def _speed(self) -> float:
@@ -171,12 +175,13 @@ class Run:
         return (float(self.state.t) - t) / max(work(self.state) - before, 1)
 
     def _be_patient(self) -> None:
-        """Not to be asked again for about 150 steps."""
+        """Not to be asked again for about 120 steps, and twice as long each time, up to a thousand."""
         where = lambda s: s.solver_state.pressure  # noqa: E731
-        self.state = eqx.tree_at(where, self.state, jnp.full_like(where(self.state), _PATIENCE))
+        self.state = eqx.tree_at(where, self.state, jnp.full_like(where(self.state), -self.patience))
+        self.patience = min(self.patience**2, _MOST_PATIENCE)
 
     def _use(self, solver: dfx.AbstractSolver, why: str) -> None:
-        self.flow = dataclasses.replace(self.flow, solver=solver)
+        self.flow, self.patience = dataclasses.replace(self.flow, solver=solver), _PATIENCE
         self.choices.append(f"t = {float(self.state.t):.6g}: {describe_solver(solver)}, since {why}")
 
     def _rest(self) -> None:

@@ -109,13 +109,13 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
 
         delta = nudge(y)
         A, change = rayleigh_ritz(_products(lambda x: field(t0, x), y), solver_state.block, delta)
-        noise = field(t0, y + delta) - field0 - change
         steps = jnp.stack([h, h / 2])
         whole, half = jax.vmap(lambda step: exponential_step(field, A, t0, y, field0, step))(steps)
-        field_half = field(t_half, y + half)
+        field_half, field_near = jax.vmap(field)(jnp.stack([t_half, t0]), jnp.stack([y + half, y + delta]))
         second_half = exponential_step(field, A, t_half, y + half, field_half, h / 2)
         correction = (half + second_half - whole) / 15
         displacement = half + second_half + correction
+        noise = field_near - field0 - change
         error = above_rounding(correction, step_rounding(noise, A.vectors, A.rates, h))
         field1 = field(t1, y + displacement)
 
