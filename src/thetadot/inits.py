@@ -102,13 +102,13 @@ def balanced_linear(
 
 
 def _cut(shapes: Sequence[tuple[int, ...]], init_scale: ArrayLike, key: Key) -> list[Array]:
-    return _draw(tuple(shapes), jnp.asarray(init_scale, float), key)
+    num = sum(math.prod(shape) for shape in shapes)
+    return _pieces(tuple(shapes), jnp.asarray(init_scale, float) * jr.normal(key, (num,)))
 
 
 @partial(jax.jit, static_argnums=0)
-def _draw(shapes: tuple[tuple[int, ...], ...], init_scale: Array, key: Key) -> list[Array]:
+def _pieces(shapes: tuple[tuple[int, ...], ...], flat: Float[Array, " P"]) -> list[Array]:
     sizes = [math.prod(shape) for shape in shapes]
-    flat = init_scale * jr.normal(key, (sum(sizes),))
     ends = itertools.accumulate(sizes)
     pieces = zip(ends, sizes, shapes, strict=True)
     return [jax.lax.slice(flat, (end - size,), (end,)).reshape(shape) for end, size, shape in pieces]

@@ -148,7 +148,7 @@ class StabilizedRungeKutta(dfx.AbstractAdaptiveSolver):
             lambda c, u: field(t0 + c.astype(jnp.result_type(t1)) * (t1 - t0), y + u), field0, h, bound, self.max_stages
         )
         field1 = jax.lax.cond(enough, lambda: field(t1, y + displacement), lambda: field0)
-        error = above_rounding(0.4 * h * (field0 + field1) - 0.8 * displacement, num_stages * h * noise)
+        error = above_rounding(0.4 * h * (field0 + field1) - 0.8 * displacement, num_stages.astype(y.dtype) * h * noise)
         error = jnp.where(enough, error, jnp.inf)
 
         y1 = unravel(y + displacement)
