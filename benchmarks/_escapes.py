@@ -39,6 +39,11 @@ def _first_fall(ts: np.ndarray, loss: np.ndarray, level: float) -> float:
     return float(brentq(lambda t: curve(t) - level, ts[i], ts[i + 1], xtol=1e-14 * ts[i + 1], rtol=1e-14))  # pyright: ignore
 
 
+def first_crossings(traj) -> list[float]:
+    """The first time of each crossing of a trajectory; NaN where there is none."""
+    return [times[0] if times else float("nan") for times in traj.crossings.values()]
+
+
 def score(escapes: Sequence[float], reference: Sequence[float]) -> tuple[float, int]:
     """(largest relative error of the escapes found, number of escapes missed)."""
     found, known = np.asarray(escapes, float), np.asarray(reference, float)

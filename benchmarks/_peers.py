@@ -18,7 +18,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import thetadot as td
-from _escapes import read_escapes
+from _escapes import first_crossings, read_escapes
 from _flows import Flow
 from thetadot.problem import vector_field
 from thetadot.solvers import DeflatedExponential, step_cost
@@ -62,7 +62,7 @@ def thetadot_solver(name: str):
             seconds = time.perf_counter() - began
             return Run(
                 seconds,
-                [times[0] if times else float("nan") for times in traj.crossings.values()],
+                first_crossings(traj),
                 cold=True,
                 steps=traj.stats["num_steps"],
                 gradients=traj.stats["num_gradients"],
@@ -81,7 +81,8 @@ def _loss_of(t, params, problem):
 
 
 @eqx.filter_jit
-def _diffeqsolve(solver, problem, params0, t1, grid, rtol, atol):
+def plain_diffeqsolve(solver, controller, problem, params0, t1, grid, max_steps: int | None = None):
+    """The loss of a flow on a grid of times, by `diffrax.diffeqsolve` alone."""
     return dfx.diffeqsolve(
         dfx.ODETerm(vector_field),  # pyright: ignore[reportArgumentType]
         solver,
@@ -90,9 +91,10 @@ def _diffeqsolve(solver, problem, params0, t1, grid, rtol, atol):
         None,
         params0,
         problem,
-        stepsize_controller=dfx.PIDController(rtol, atol),
+        stepsize_controller=controller,
         saveat=dfx.SaveAt(ts=grid, fn=_loss_of),
-        max_steps=None,
+        adjoint=dfx.ForwardMode(),  # a plain loop, where `max_steps` is bounded too
+        max_steps=max_steps,
         throw=False,
     )
 
@@ -104,10 +106,10 @@ def diffrax_solver(solver: dfx.AbstractSolver):
         del progress
 
         def arguments(rtol):
-            numbers = (flow.t1, grid, rtol, _atol(flow, rtol))
-            return (solver, flow.problem, flow.params0, *(jnp.asarray(x, float) for x in numbers))
+            t1, ts, rtol, atol = (jnp.asarray(x, float) for x in (flow.t1, grid, rtol, _atol(flow, rtol)))
+            return solver, dfx.PIDController(rtol, atol), flow.problem, flow.params0, t1, ts
 
-        compiled = _diffeqsolve.lower(*arguments(1e-3)).compile()
+        compiled = plain_diffeqsolve.lower(*arguments(1e-3)).compile()
 
         def solve(rtol: float) -> Run:
             began = time.perf_counter()

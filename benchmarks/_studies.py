@@ -4,16 +4,14 @@ import statistics
 import time
 
 import diffrax as dfx
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import thetadot as td
 from _apart import START_CLOCK
-from _escapes import read_escapes, score, time_grid
+from _escapes import first_crossings, read_escapes, score, time_grid
 from _flows import Flow, trace_a, trace_b
-from thetadot.problem import vector_field
+from _peers import plain_diffeqsolve
 from thetadot.solvers import DeflatedExponential, DisplacementController
 
 SCALES = tuple(10.0**-k for k in range(2, 9))
@@ -38,14 +36,10 @@ def _solve(flow: Flow, rtol: float, solver: str | dfx.AbstractSolver = "auto") -
     )
 
 
-def _firsts(traj: td.Trajectory) -> list[float]:
-    return [times[0] if times else float("nan") for times in traj.crossings.values()]
-
-
 def tight(flow: Flow) -> tuple[list[float], float]:
     """Escape times by the deflated method at a tight tolerance, and their largest relative distance to Krylov's."""
-    times = _firsts(_solve(flow, _TIGHT, DeflatedExponential(flow.rank)))
-    return times, score(_firsts(_solve(flow, _TIGHT, "krylov")), times)[0]
+    times = first_crossings(_solve(flow, _TIGHT, DeflatedExponential(flow.rank)))
+    return times, score(first_crossings(_solve(flow, _TIGHT, "krylov")), times)[0]
 
 
 def plateaus(send, progress) -> None:
@@ -61,7 +55,7 @@ def plateaus(send, progress) -> None:
                 began = time.perf_counter()
                 traj = _solve(flow, rtol)
                 times.append(time.perf_counter() - began)
-            error, missed = score(_firsts(traj), known)
+            error, missed = score(first_crossings(traj), known)
             send(
                 {
                     "init_scale": scale,
@@ -94,7 +88,7 @@ def tolerances(send, progress, references: dict[str, tuple[tuple[float, ...], fl
         known, uncertainty = references[name]
         for rtol in RTOLS:
             traj = _solve(flow, rtol)
-            error, missed = score(_firsts(traj), known)
+            error, missed = score(first_crossings(traj), known)
             row = {"flow": name, "rtol": rtol, "escape_error": error, "missed": missed}
             row |= {"steps": traj.stats["num_accepted"], "rejected": traj.stats["num_rejected"]}
             if rtol >= _COVERED_FROM:
@@ -110,29 +104,6 @@ def _coverage(flow: Flow, rtol: float, known, uncertainty: float) -> dict:
     return {"covered": sum(off), "of": len(off), "stated_error": stated}
 
 
-def _loss_of(t, params, problem):
-    del t
-    return problem.loss(params)
-
-
-@eqx.filter_jit
-def _with_floor(solver, problem, params0, t1, grid, rtol, floor):
-    return dfx.diffeqsolve(
-        dfx.ODETerm(vector_field),  # pyright: ignore[reportArgumentType]
-        solver,
-        jnp.zeros_like(t1),
-        t1,
-        None,
-        params0,
-        problem,
-        stepsize_controller=DisplacementController(rtol, floor=floor),
-        saveat=dfx.SaveAt(ts=grid, fn=_loss_of),
-        adjoint=dfx.ForwardMode(),  # a plain loop, where `max_steps` is bounded too
-        max_steps=_MAX_STEPS,
-        throw=False,
-    )
-
-
 def floors(send, progress, scales: tuple[float, ...] = (1e-4, 1e-8)) -> None:
     """Trace A by plain `diffrax.diffeqsolve` with other rounding floors of the controller: error and steps."""
     del progress
@@ -143,10 +114,10 @@ def floors(send, progress, scales: tuple[float, ...] = (1e-4, 1e-8)) -> None:
         grid = time_grid(known, flow.t1)
         for floor in FLOORS:
             for rtol in (1e-3, 1e-5, 1e-7):
-                numbers = (jnp.asarray(x, float) for x in (flow.t1, grid, rtol, floor))
-                solution = jax.block_until_ready(
-                    _with_floor(DeflatedExponential(flow.rank), flow.problem, flow.params0, *numbers)
-                )
+                t1, ts, *settings = (jnp.asarray(x, float) for x in (flow.t1, grid, rtol, floor))
+                controller = DisplacementController(settings[0], floor=settings[1])  # pyright: ignore
+                solver = DeflatedExponential(flow.rank)
+                solution = plain_diffeqsolve(solver, controller, flow.problem, flow.params0, t1, ts, _MAX_STEPS)
                 times = read_escapes(np.asarray(solution.ts), np.asarray(solution.ys), flow.levels)
                 error, missed = score(times, known)
                 send(

@@ -60,7 +60,7 @@ class RunExperiment(Generic[E]):
         folder = output.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
         with report.new_folder(folder) as partial:
             with _console(stderr=True).status("compiling") as status:
-                Thread(target=_import_the_rest, daemon=True).start()
+                Thread(target=_import_the_rest, args=(output.figures,), daemon=True).start()
                 traj = run(self.experiment, progress=lambda now: status.update(_progress_line(now)))
                 status.update("saving")
                 summary = report.write_run(partial, traj, with_figures=output.figures)
@@ -219,9 +219,9 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
-def _import_the_rest() -> None:
+def _import_the_rest(figures: bool) -> None:
     """Imports what saving and drawing need while the compiler, which holds no lock, is at work."""
-    for name in ("xarray", "zarr", "thetadot.plot"):
+    for name in ("xarray", "zarr", *(["thetadot.plot"] if figures else [])):
         import_module(name)
 
 

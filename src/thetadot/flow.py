@@ -73,7 +73,7 @@ def gradient_flow(
     with live_line(progress) as show:
         run.drive(show)
     stats = run.stats() | {"wall_s": time.perf_counter() - began}
-    status, result = _verdict(run, params0, stop)
+    status, result = _verdict(run, stats, params0, stop)
     return Trajectory(
         ts=np.concatenate(run.ts) if run.ts else np.zeros(0),
         series=run.series(),
@@ -188,7 +188,7 @@ def _check_grid(ts, t1: float) -> np.ndarray:
     return grid
 
 
-def _verdict(run: Run, params0: PyTree, stop: str | None) -> tuple[str, str]:
+def _verdict(run: Run, stats: dict, params0: PyTree, stop: str | None) -> tuple[str, str]:
     """(status, sentence) of a run that has ended."""
     t = float(run.state.t)
     match run.outcome:
@@ -204,7 +204,7 @@ def _verdict(run: Run, params0: PyTree, stop: str | None) -> tuple[str, str]:
         case Outcome.RUNNING:
             return "step limit", (
                 f"Ended by `max_steps` = {run.max_steps} at t = {t:.6g}: raise it, loosen `rtol`, or try another "
-                f"solver than {run.stats()['solver']}."
+                f"solver than {stats['solver']}."
             )
     size = _size(run.state.params)
     if size > _OVERFLOW:
@@ -212,7 +212,7 @@ def _verdict(run: Run, params0: PyTree, stop: str | None) -> tuple[str, str]:
             f"Overflowed at t = {t:.6g}: the parameters grow beyond floating point, exponentially or faster, and have "
             f"reached {size:.1e}."
         )
-    if _grew(run, params0):
+    if _grew(run, stats, params0):
         return "blew up", f"Blew up: the parameters leave every bound at T* ≈ {t:.10g}; t1 lies beyond it."
     return "failed", (
         f"Failed at t = {t:.6g}: no step is small enough. The loss or its gradient is probably not finite, or not "
@@ -220,9 +220,9 @@ def _verdict(run: Run, params0: PyTree, stop: str | None) -> tuple[str, str]:
     )
 
 
-def _grew(run: Run, params0: PyTree) -> bool:
+def _grew(run: Run, stats: dict, params0: PyTree) -> bool:
     """Whether speed and size both grew by orders of magnitude: a finite-time blow-up, not a wall."""
-    speed = float(run.row0["grad_norm"]), run.stats()["grad_norm1"]
+    speed = float(run.row0["grad_norm"]), stats["grad_norm1"]
     return _size(run.state.params) > 10 * _size(params0) and speed[1] > 1e4 * speed[0]
 
 
