@@ -13,6 +13,8 @@ from .record import at_levels, empty_rows, events_a_step, observe
 from .state import Flow, Outcome, Rows, State
 from .step import TERM, attempt, error_order
 
+_FEW = 50  # steps of the present length: about twice what a look at the spectrum costs
+
 
 @eqx.filter_jit
 def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dict[str, Array]]:
@@ -60,10 +62,10 @@ def advance(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[
         go_on &= rows.num_crossings + events_a_step(flow) <= rows.crossing.size
         if flow.grid is None:
             go_on &= rows.count < flow.capacity
-        return go_on & ~strained(flow, state)
+        return go_on & ~strained(flow, state, t1)
 
     state, rows = jax.lax.while_loop(unfinished, lambda carry: attempt(flow, problem, *carry, t1), (state, rows))
-    return state, rows, strained(flow, state)
+    return state, rows, strained(flow, state, t1)
 
 
 @eqx.filter_jit
@@ -73,9 +75,12 @@ def restart(flow: Flow, problem: Problem, state: State) -> State:
     return dataclasses.replace(state, solver_state=fresh)
 
 
-def strained(flow: Flow, state: State) -> Bool[Array, ""]:
-    """Whether directions that the solver does not deflate may limit the steps."""
+def strained(flow: Flow, state: State, t1) -> Bool[Array, ""]:
+    """Whether directions that the solver does not deflate may limit the steps, with many steps still to go."""
     if not flow.may_switch or not isinstance(flow.solver, DeflatedExponential):
         return jnp.array(False)
     num_params, rank = state.solver_state.block.shape
-    return jnp.array(False) if rank == num_params else flow.solver.strained(state.solver_state)
+    if rank == num_params:
+        return jnp.array(False)
+    far = t1 - state.t > _FEW * (state.t_next - state.t)
+    return far & flow.solver.strained(state.solver_state)

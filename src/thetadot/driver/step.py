@@ -1,6 +1,7 @@
 """One step of the compiled loop: attempt, look inside, accept or reject."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffrax as dfx
@@ -90,8 +91,9 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         params = path.evaluate(step.t0 + x.astype(step.t0.dtype) * (step.t1 - step.t0))
         return params, *problem.value_and_grad(params)
 
-    inside = [path.evaluate(step.t0 + x * (step.t1 - step.t0)) for x in LOBATTO[1:3]]
-    points = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inside, step.params1)
+    shares = jnp.asarray(LOBATTO[1:3], step.t1.dtype)
+    inside = jax.vmap(lambda x: path.evaluate(step.t0 + x * (step.t1 - step.t0)))(shares)
+    points = jax.tree.map(lambda leaf, end: jnp.concatenate([leaf, end[None]]), inside, step.params1)
     losses, grads = jax.vmap(problem.value_and_grad)(points)
     loss1, grad1 = losses[-1], jax.tree.map(lambda leaf: leaf[-1], grads)
     speeds = jnp.concatenate([squared_norm(state.grad)[None], jax.vmap(squared_norm)(grads)])
@@ -105,8 +107,10 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         return at_levels(flow, problem, *at(x), dissipated(x))
 
     end = jnp.ones_like(loss1)
-    levels1 = at_levels(flow, problem, step.params1, loss1, grad1, dissipated(end))
-    roots = _roots(flow, watched, state.at_levels, levels1)
+    lobatto = jnp.asarray(LOBATTO[1:], loss1.dtype)
+    known = jax.vmap(partial(at_levels, flow, problem))(points, losses, grads, jax.vmap(dissipated)(lobatto))
+    levels1 = known[-1]
+    roots = _roots(flow, watched, state.at_levels, known)
     x_end = end if flow.stop is None else jnp.minimum(jnp.min(roots[:, flow.stop]), 1)
     roots = jnp.where(roots <= x_end, roots, jnp.inf)
     stopped = jnp.array(False) if flow.stop is None else jnp.any(jnp.isfinite(roots[:, flow.stop]))
@@ -165,14 +169,18 @@ def _is_sound(before: State, after: State, inside: Float[Array, " K"]) -> Bool[A
     return finite & (still | (highest <= before.loss + 100 * eps * scale))
 
 
-def _roots(flow: Flow, watched: Callable, before, after) -> Float[Array, "I C"]:
-    """Crossings in the step, as x in [0, 1]; the root finder runs only in steps that have one."""
+def _roots(flow: Flow, watched: Callable, before, known) -> Float[Array, "I C"]:
+    """Crossings in the step, as x in [0, 1]; the root finder runs only in steps that have one.
+
+    `before` are the watched values at the start of the step, `known` those at the other Gauss–Lobatto points.
+    """
     points = jnp.asarray(knots(flow), before.dtype)
     none = jnp.full((points.size - 1, before.size), jnp.inf, before.dtype)
     if not flow.crossing_names:
         return none
-    between = jax.vmap(watched)(points[1:-1])
-    at_knots = jnp.concatenate([before[None], between, after[None]])
+    if knots(flow) != LOBATTO:
+        known = jnp.concatenate([jax.vmap(watched)(points[1:-1]), known[-1:]])
+    at_knots = jnp.concatenate([before[None], known])
     crossed = jnp.any(sign_changes(at_knots[:-1], at_knots[1:], jnp.broadcast_to(flow.directions, none.shape)))
     return jax.lax.cond(crossed, lambda: locate(watched, points, at_knots, flow.directions), lambda: none)
 

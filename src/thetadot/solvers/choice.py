@@ -25,8 +25,8 @@ SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
     "kvaerno5": dfx.Kvaerno5,
 }
 
-_RANKS = (8, 16, 32, 64, 128)  # each is compiled once
-_CHEAP_RANK = 32
+_RANKS = (8, 24, 56, 120)  # 8 (2ⁱ − 1): each is compiled once
+_CHEAP_RANK = 24
 _MANY_PARAMETERS = 1000  # from which no rank beyond the cheap one is tried
 _CLIFF = 1e-3  # height of what is left beyond the outliers, relative to the first that is not deflated
 _BLOCK = 0.1  # height that an outlier has at least, likewise
@@ -104,9 +104,9 @@ def curvatures(field: Callable[[Array], Array], y: Float[Array, " P"]) -> Float[
     def extend(i, carry):
         basis, images = carry
         image = jvp(basis[i])
-        v = image
-        for _ in range(2):
-            v = v - basis.T @ (basis @ v)
+        last = basis[jnp.maximum(i - 1, 0)]
+        v = image - basis[i] * (basis[i] @ image) - last * jnp.where(i > 0, last @ image, 0)
+        v = v - basis.T @ (basis @ v)
         size = jnp.linalg.norm(v)
         v = v / jnp.where(size > 0, size, 1)
         return basis.at[i + 1].set(v), images.at[i].set(image)

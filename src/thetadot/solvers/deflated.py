@@ -110,9 +110,10 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
         delta = nudge(y)
         A, change = rayleigh_ritz(_products(lambda x: field(t0, x), y), solver_state.block, delta)
         steps = jnp.stack([h, h / 2])
-        whole, half = jax.vmap(lambda step: exponential_step(field, A, t0, y, field0, step))(steps)
+        tables = jax.vmap(lambda step: hochbruck_ostermann(jnp.append(step * A.rates, 0)))(steps)
+        whole, half = jax.vmap(lambda step, table: exponential_step(field, A, t0, y, field0, step, table))(steps, tables)
         field_half, field_near = jax.vmap(field)(jnp.stack([t_half, t0]), jnp.stack([y + half, y + delta]))
-        second_half = exponential_step(field, A, t_half, y + half, field_half, h / 2)
+        second_half = exponential_step(field, A, t_half, y + half, field_half, h / 2, tables[1])
         correction = (half + second_half - whole) / 15
         displacement = half + second_half + correction
         noise = field_near - field0 - change
@@ -141,17 +142,22 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
 
 
 def exponential_step(
-    field: Field, A: Deflation, t0, y: Float[Array, " P"], field0: Float[Array, " P"], h: Float[Array, ""]
+    field: Field,
+    A: Deflation,
+    t0,
+    y: Float[Array, " P"],
+    field0: Float[Array, " P"],
+    h: Float[Array, ""],
+    table: Float[Array, "5 5 K"],
 ) -> Float[Array, " P"]:
     """Displacement u after a step h of an exponential Runge–Kutta method for u' = F₀ + A u + N(u), N(0) = 0.
 
         Uᵢ = h Σⱼ aᵢⱼ(hA) Xⱼ,   X = (F₀, N(U₂), N(U₃), …),   u = h Σⱼ bⱼ(hA) Xⱼ
 
-    with the coefficients of `hochbruck_ostermann`. A coefficient acts by its value at hμ in the deflated space and by
-    its value at 0 outside. The stages run as a loop, so that the field is compiled once.
+    with the coefficients of `hochbruck_ostermann`, here as a `table` of their values at hμ and at 0: the former act in
+    the deflated space, the latter outside. The stages run as a loop, so that the field is compiled once.
     """
     V, mu = A.vectors, A.rates
-    table = hochbruck_ostermann(jnp.append(h * mu, 0))
     num_stages = table.shape[0]
     times = t0 + h.astype(jnp.result_type(t0)) * jnp.asarray(_NODES, jnp.result_type(t0))
 
