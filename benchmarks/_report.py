@@ -81,6 +81,7 @@ def work_precision_figure(rows: list[dict], titles: dict[str, str], path: Path) 
     flows = list(dict.fromkeys(row["flow"] for row in rows))
     columns = min(len(flows), 3)
     fig = new_figure(4.0 * columns + 1.7, 3.7 * math.ceil(len(flows) / columns))
+    fig.set_layout_engine("constrained")
     axes = fig.subplots(math.ceil(len(flows) / columns), columns, squeeze=False).ravel()
     handles = {}
     for ax, flow in zip(axes, flows, strict=False):
@@ -111,6 +112,7 @@ def work_precision_figure(rows: list[dict], titles: dict[str, str], path: Path) 
 def tolerance_figure(rows: list[dict], path: Path) -> None:
     """Worst error of an escape time against rtol, "auto", both traces, with the line error = rtol."""
     fig = new_figure(5.2, 4.0)
+    fig.set_layout_engine("constrained")
     ax = fig.subplots()
     for color, flow in zip(COLORS, dict.fromkeys(row["flow"] for row in rows), strict=False):
         mine = [row for row in rows if row["flow"] == flow and row["escape_error"] > 0]

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from ..problem import Problem
 from ..solvers import DeflatedExponential
+from .compiled import compiled
 from .record import at_levels, empty_rows, events_a_step, observe
 from .state import Flow, Outcome, Rows, State
 from .step import TERM, attempt, error_order
@@ -16,7 +16,7 @@ from .step import TERM, attempt, error_order
 _FEW = 50  # steps of the present length: about twice what a look at the spectrum costs
 
 
-@eqx.filter_jit
+@compiled
 def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dict[str, Array]]:
     """The state at t = 0 and its row."""
     t0 = jnp.zeros_like(t1)
@@ -49,7 +49,7 @@ def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dic
     return state, observe(flow, problem, params0, loss, grad, state.dissipation)
 
 
-@eqx.filter_jit
+@compiled
 def advance(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[State, Rows, Bool[Array, ""]]:
     """Steps until the flow ends, `max_steps` steps were tried, the rows are full or the solver is strained."""
     rows = empty_rows(flow, problem, state)
@@ -68,7 +68,7 @@ def advance(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[
     return state, rows, strained(flow, state, t1)
 
 
-@eqx.filter_jit
+@compiled
 def restart(flow: Flow, problem: Problem, state: State) -> State:
     """The same point of the flow with a fresh state of its solver."""
     fresh = flow.solver.init(TERM, state.t, state.t_next, state.params, problem)

@@ -18,12 +18,40 @@ GRAY = "#8a8a8a"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure with room for the footer."""
-    fig = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    engine = fig.get_layout_engine()
-    assert engine is not None
-    engine.set(rect=(0, 0.16 / height, 1, 1 - 0.16 / height))  # type: ignore[call-arg]
-    return fig
+    """An empty figure of this size in inches."""
+    return Figure(figsize=(width, height), dpi=130)
+
+
+def set_margins(
+    fig: Figure,
+    shape: tuple[int, int],
+    *,
+    left: float = 0.75,
+    right: float = 0.15,
+    bottom: float = 0.65,
+    top: float = 0.35,
+    gaps: tuple[float, float] = (0.15, 0.15),
+) -> None:
+    """Places rows × columns of panels: margins and the gaps between rows and columns in inches.
+
+    Said, not computed: an automatic layout measures every text twice and takes as long as the drawing.
+    """
+    (width, height), (rows, columns), (between_rows, between_columns) = fig.get_size_inches(), shape, gaps
+    panel_height = (height - bottom - top - (rows - 1) * between_rows) / rows
+    panel_width = (width - left - right - (columns - 1) * between_columns) / columns
+    fig.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        hspace=between_rows / panel_height,
+        wspace=between_columns / panel_width,
+    )
+
+
+def label_room(labels: Sequence[str]) -> float:
+    """Inches that `label_lines` needs beside the panel."""
+    return 0.3 + 0.065 * max((len(label) for label in labels), default=0)
 
 
 def add_footer(fig: Figure, traj: Trajectory) -> None:

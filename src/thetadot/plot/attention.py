@@ -11,8 +11,10 @@ from thetadot.plot._style import (
     add_footer,
     color_of,
     label_lines,
+    label_room,
     most_frequent,
     new_figure,
+    set_margins,
     shade_time,
     token_labels,
 )
@@ -43,6 +45,8 @@ def attention_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
     num_columns = -(-num_panels // num_rows)
     fig = new_figure(3.2 * num_columns, 2.5 * num_rows + 0.3)
     panels = list(fig.subplots(num_rows, num_columns, sharex=True, squeeze=False).ravel())
+    room = label_room(labels)
+    set_margins(fig, (num_rows, num_columns), right=room, gaps=(0.4, room + 0.35))
     drawn = []
     for query, ax in zip(queries, panels, strict=False):
         drawn.append((ax, _draw_row(ax, traj, attention[:, query], stages), query))
@@ -57,8 +61,9 @@ def attention_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
         ax.set_ylim(bottom=0)
     for ax in panels[num_panels:]:
         ax.set_visible(False)
-    for ax in panels[-num_columns:]:
+    for ax in panels[max(num_panels - num_columns, 0) : num_panels]:  # the lowest one of each column
         ax.set_xlabel("$t$")
+        ax.tick_params(labelbottom=True)
     _label_panels(fig, traj, panels[len(queries)] if num_panels > len(queries) else None, drawn, labels)
     add_footer(fig, traj)
     return fig
@@ -104,6 +109,7 @@ def embedding_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
     named = most_frequent(traj, norms.shape[1], _MAX_TOKENS)
     fig = new_figure(7.2, 3.8)
     ax = fig.subplots()
+    set_margins(fig, (1, 1), right=label_room(labels), top=0.15)
     shade_time(ax, traj, stages)
     for token in set(range(norms.shape[1])) - set(named):
         ax.plot(traj.ts, norms[:, token], color=GRAY, lw=0.5, alpha=0.6)

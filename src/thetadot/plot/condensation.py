@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from thetadot import observables
-from thetadot.plot._style import add_footer, new_figure, pretty
+from thetadot.plot._style import add_footer, new_figure, pretty, set_margins
 from thetadot.stages import Stage, find_stages
 from thetadot.trajectory import Trajectory
 
@@ -63,6 +63,7 @@ def condensation_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = No
     indices = boundary_indices(traj, find_stages(traj) if stages is None else stages)
     fig = new_figure(1.5 * len(indices) + 1.0, 1.5 * len(names) + 0.6)
     axes = fig.subplots(len(names), len(indices), squeeze=False)
+    set_margins(fig, axes.shape, left=0.55, right=0.85, bottom=0.3)
     image = None
     for row, name in enumerate(names):
         for column, index in enumerate(indices):
@@ -74,7 +75,9 @@ def condensation_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = No
     for column, index in enumerate(indices):
         axes[0, column].set_title(f"t = {traj.ts[index]:.4g}", fontsize=9)
     assert image is not None
-    bar = fig.colorbar(image, ax=axes, fraction=0.03, pad=0.02, ticks=[-1, 0, 1])
+    corner = axes[-1, -1].get_position()
+    beside = fig.add_axes((corner.x1 + 0.15 / fig.get_figwidth(), 0.2, 0.12 / fig.get_figwidth(), 0.6))
+    bar = fig.colorbar(image, cax=beside, ticks=[-1, 0, 1])
     bar.set_label("cosine between rows", fontsize=8)
     add_footer(fig, traj)
     return fig

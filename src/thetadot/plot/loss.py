@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from thetadot.plot._style import COLORS, SHADES, add_footer, label_lines, new_figure, shade_time
+from thetadot.plot._style import (
+    COLORS,
+    SHADES,
+    add_footer,
+    label_lines,
+    label_room,
+    new_figure,
+    set_margins,
+    shade_time,
+)
 from thetadot.stages import Stage, find_stages
 from thetadot.trajectory import Trajectory
 
@@ -24,6 +33,8 @@ def loss_figure(
     stages = find_stages(traj) if stages is None else stages
     fig = new_figure(7.6, 4.8)
     axes = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
+    names = [f"{name}  {value:.4g}" for name, value in plateaus.items()]
+    set_margins(fig, (2, 1), right=label_room(names), top=0.15)
     top, bottom = axes
     for ax in axes:
         shade_time(ax, traj, stages)
@@ -44,7 +55,6 @@ def loss_figure(
         bottom.set_yscale("log")
     bottom.set_ylabel(r"$\|\nabla L\|$")
     bottom.set_xlabel("gradient-flow time $t$")
-    names = [f"{name}  {value:.4g}" for name, value in plateaus.items()]
     label_lines(top, list(plateaus.values()), names, [COLORS[0]] * len(names))
     add_footer(fig, traj)
     return fig

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, pretty, shade_time
+from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, pretty, set_margins, shade_time
 from thetadot.stages import Stage, find_stages
 from thetadot.trajectory import Trajectory
 
@@ -32,6 +32,7 @@ def spectra_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -
     targets = traj.provenance.get("notes", {}).get("target_singular_values", [])
     fig = new_figure(2.4 * len(matrices) + 0.6, 4.6)
     axes = fig.subplots(2, len(matrices), sharex=True, sharey="row", squeeze=False)
+    set_margins(fig, axes.shape)
     for column, matrix in enumerate(matrices):
         above, below = axes[:, column]
         for ax in (above, below):

@@ -41,6 +41,7 @@ Reference:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import diffrax as dfx
@@ -111,7 +112,8 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
         A, change = rayleigh_ritz(_products(lambda x: field(t0, x), y), solver_state.block, delta)
         steps = jnp.stack([h, h / 2])
         tables = jax.vmap(lambda step: hochbruck_ostermann(jnp.append(step * A.rates, 0)))(steps)
-        whole, half = jax.vmap(lambda step, table: exponential_step(field, A, t0, y, field0, step, table))(steps, tables)
+        from_start = partial(exponential_step, field, A, t0, y, field0)
+        whole, half = jax.vmap(from_start)(steps, tables)
         field_half, field_near = jax.vmap(field)(jnp.stack([t_half, t0]), jnp.stack([y + half, y + delta]))
         second_half = exponential_step(field, A, t_half, y + half, field_half, h / 2, tables[1])
         correction = (half + second_half - whole) / 15

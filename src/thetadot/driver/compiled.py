@@ -1,0 +1,42 @@
+"""Compiling a loop: with all the care of XLA for a large problem, in a third of the time for a small one."""
+
+from collections.abc import Callable
+from functools import cache, wraps
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+# The kernels of a small problem move a few hundred numbers each, and there are about a thousand of them: vectorizing
+# them takes seconds and gains nothing. A network of 100 tanh neurons on 400 samples would lose 40 %.
+_HASTE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+_SMALL = 2048  # numbers in the parameters and the data
+
+
+def compiled(fn: Callable) -> Callable:
+    """`fn(flow, problem, …)` under jit; in haste if the arrays it works on are small and run on a CPU."""
+    careful = eqx.filter_jit(fn)
+
+    @cache
+    def hasty():
+        return eqx.filter_jit(fn, compiler_options=_HASTE)
+
+    @wraps(fn)
+    def call(flow, problem, state, *rest):
+        arrays = jax.tree.leaves((problem, getattr(state, "params", state)))
+        small = sum(jnp.size(leaf) for leaf in arrays if eqx.is_array(leaf)) < _SMALL
+        return (hasty() if small and _knows_haste() else careful)(flow, problem, state, *rest)
+
+    return call
+
+
+@cache
+def _knows_haste() -> bool:
+    """Whether the flow runs on a CPU and this version of XLA has the options above."""
+    if jax.default_backend() != "cpu":
+        return False
+    try:
+        jax.jit(lambda x: x, compiler_options=_HASTE).lower(jnp.zeros(())).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
