@@ -47,7 +47,7 @@ def test_haste_is_for_small_problems(options, size, in_haste):
 
 
 def test_an_xla_without_these_options_does_without(options, monkeypatch):
-    monkeypatch.setattr(module, "_HASTE", {"xla_cpu_no_such_option": True})
+    monkeypatch.setattr(module, "HASTE", {"xla_cpu_no_such_option": True})
     problem = td.Problem(loss, jnp.zeros(3))
     assert float(module.compiled(double)(2.0, problem, jnp.ones(3))) == 3.0
     assert options == [{}]

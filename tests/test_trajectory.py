@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
+import zarr
 
 import thetadot as td
 
@@ -138,15 +140,15 @@ def test_parents_are_made(tmp_path):
 
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     """A full disk, met half-way: the error is the system's, and no half-written folder is found."""
-    import xarray as xr
+    create, made = zarr.Group.create_array, []
 
-    write = xr.Dataset.to_zarr
+    def full_disk(self, name, **options):
+        if made:
+            raise OSError(28, "No space left on device")
+        made.append(name)
+        return create(self, name, **options)
 
-    def full_disk(self, path, **options):
-        write(self[["loss"]], path, **options)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(xr.Dataset, "to_zarr", full_disk)
+    monkeypatch.setattr(zarr.Group, "create_array", full_disk)
     with pytest.raises(OSError, match="No space left"):
         trajectory().save(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -184,6 +186,13 @@ def test_a_damaged_chunk_is_refused(tmp_path):
     chunks[0].write_bytes(b"garbage")
     with pytest.raises(ValueError, match="damaged"):
         td.load(tmp_path / "run")
+
+
+def test_xarray_opens_what_was_saved(tmp_path):
+    traj = trajectory()
+    traj.save(tmp_path / "run")
+    with xr.open_zarr(tmp_path / "run", consolidated=False, chunks=None) as ds:
+        xr.testing.assert_identical(ds.load(), traj.to_xarray())
 
 
 def test_to_xarray_labels_everything():

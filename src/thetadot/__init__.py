@@ -13,11 +13,17 @@ from . import observables as observables
 from . import solvers as solvers
 from . import theory as theory
 from .flow import gradient_flow as gradient_flow
+from .laws import Fit as Fit
+from .laws import fit_log_law as fit_log_law
+from .laws import fit_power_law as fit_power_law
 from .problem import Problem as Problem
+from .scan import scan as scan
 from .stages import Measured as Measured
 from .stages import Stage as Stage
 from .stages import crossing_times as crossing_times
 from .stages import find_stages as find_stages
+from .theory import Check as Check
+from .theory import run_checks as run_checks
 from .trajectory import Trajectory as Trajectory
 from .trajectory import load as load
 

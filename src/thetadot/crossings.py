@@ -37,18 +37,21 @@ def locate(
         directions: +1, −1 or 0 for each observable.
     """
     num = at_knots.shape[1]
-    found = sign_changes(at_knots[:-1], at_knots[1:], jnp.broadcast_to(directions, at_knots[1:].shape))
-    lower = jnp.broadcast_to(knots[:-1, None], found.shape)
-    upper = jnp.broadcast_to(knots[1:, None], found.shape)
-    which = jnp.broadcast_to(jnp.arange(num), found.shape)
+    found = sign_changes(at_knots[:-1], at_knots[1:], jnp.broadcast_to(directions, at_knots[1:].shape)).ravel()
+    count, found_first = jnp.sum(found), jnp.argsort(~found, stable=True)
 
-    def solve(a, b, fa, fb, index, wanted):
-        # Where nothing is wanted the bracket is empty and the iteration ends at once.
-        root = find_root(lambda x: values(x)[index], a, jnp.where(wanted, b, a), fa, fb)
-        return jnp.where(wanted, root, jnp.inf)
+    def solve(state):
+        i, roots = state
+        interval, which = jnp.divmod(found_first[i], num)
+        ends = knots[interval], knots[interval + 1]
+        at_ends = at_knots[interval, which], at_knots[interval + 1, which]
+        root = find_root(lambda x: values(x)[which], *ends, *at_ends)
+        return i + 1, roots.at[found_first[i]].set(root)
 
-    flat = (arr.ravel() for arr in (lower, upper, at_knots[:-1], at_knots[1:], which, found))
-    return jax.vmap(solve)(*flat).reshape(found.shape)
+    # One by one: there is seldom more than one, and side by side all that could be would cost as much as if they were.
+    nowhere = jnp.full(found.shape, jnp.inf, at_knots.dtype)
+    _, roots = jax.lax.while_loop(lambda state: state[0] < count, solve, (jnp.zeros_like(count), nowhere))
+    return roots.reshape(at_knots[1:].shape)
 
 
 def find_root(

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import jax
@@ -62,35 +63,62 @@ def gradient_flow(
     Raises:
         ValueError: an argument makes no sense; the message says which, and what to do.
     """
+    ongoing = begin_flow(problem, params0, t1, ts, observables, crossings, stop, solver, rtol, max_steps)
+    with live_line(progress) as show:
+        ongoing.run.drive(show)
+    return end_flow(ongoing)
+
+
+class Ongoing(NamedTuple):
+    """A flow between its begin and its end."""
+
+    run: Run
+    crossings: tuple[str, ...]
+    stop: str | None
+    settings: dict[str, Any]
+    began: float
+
+
+def begin_flow(
+    problem: Problem, params0: PyTree, t1: float, ts, observables, crossings, stop, solver, rtol, max_steps
+) -> Ongoing:
+    """The first half of `gradient_flow`: checks everything and evaluates the loss at the start."""
     params0 = check_start(problem, params0)
     dtype = jax.tree.leaves(params0)[0].dtype
     t1 = _check_time(t1)
     check_rtol(rtol, dtype)
-    flow = _make_flow(problem, params0, t1, ts, observables or {}, crossings or {}, stop, solver, rtol)
+    crossings = dict(crossings or {})
+    flow = _make_flow(problem, params0, t1, ts, observables or {}, crossings, stop, solver, rtol)
+    settings = {
+        "solver": solver if isinstance(solver, str) else repr(solver),
+        "rtol": float(rtol),
+        "t1": t1,
+        "max_steps": max_steps,
+        "crossings": {name: list(crossing) for name, crossing in crossings.items()},
+        "stop": stop,
+        "dtype": str(dtype),
+    }
     began = time.perf_counter()
     run = Run(flow, problem, params0, t1, max_steps)
+    run.begin()
     check_value(run.state.loss, run.state.grad)
-    with live_line(progress) as show:
-        run.drive(show)
-    stats = run.stats() | {"wall_s": time.perf_counter() - began}
-    status, result = _verdict(run, stats, params0, stop)
+    return Ongoing(run, tuple(crossings), stop, settings, began)
+
+
+def end_flow(ongoing: Ongoing) -> Trajectory:
+    """The second half, after `ongoing.run.drive()`: all that was recorded, and how it ended."""
+    run = ongoing.run
+    stats = run.stats() | {"wall_s": time.perf_counter() - ongoing.began}
+    status, result = _verdict(run, stats, ongoing.stop)
     return Trajectory(
         ts=np.concatenate(run.ts) if run.ts else np.zeros(0),
         series=run.series(),
-        crossings=dict(zip(crossings or {}, run.crossing_ts, strict=True)),
+        crossings=dict(zip(ongoing.crossings, run.crossing_ts, strict=True)),
         params1=run.state.params,
         status=status,
         result=result,
         stats=stats,
-        provenance=provenance(
-            solver=solver if isinstance(solver, str) else repr(solver),
-            rtol=float(rtol),
-            t1=t1,
-            max_steps=max_steps,
-            crossings={name: list(crossing) for name, crossing in (crossings or {}).items()},
-            stop=stop,
-            dtype=str(dtype),
-        ),
+        provenance=provenance(**ongoing.settings),
     )
 
 
@@ -188,7 +216,7 @@ def _check_grid(ts, t1: float) -> np.ndarray:
     return grid
 
 
-def _verdict(run: Run, stats: dict, params0: PyTree, stop: str | None) -> tuple[str, str]:
+def _verdict(run: Run, stats: dict, stop: str | None) -> tuple[str, str]:
     """(status, sentence) of a run that has ended."""
     t = float(run.state.t)
     match run.outcome:
@@ -212,7 +240,7 @@ def _verdict(run: Run, stats: dict, params0: PyTree, stop: str | None) -> tuple[
             f"Overflowed at t = {t:.6g}: the parameters grow beyond floating point, exponentially or faster, and have "
             f"reached {size:.1e}."
         )
-    if _grew(run, stats, params0):
+    if _grew(run, stats):
         return "blew up", f"Blew up: the parameters leave every bound at T* ≈ {t:.10g}; t1 lies beyond it."
     return "failed", (
         f"Failed at t = {t:.6g}: no step is small enough. The loss or its gradient is probably not finite, or not "
@@ -220,10 +248,10 @@ def _verdict(run: Run, stats: dict, params0: PyTree, stop: str | None) -> tuple[
     )
 
 
-def _grew(run: Run, stats: dict, params0: PyTree) -> bool:
+def _grew(run: Run, stats: dict) -> bool:
     """Whether speed and size both grew by orders of magnitude: a finite-time blow-up, not a wall."""
     speed = float(run.row0["grad_norm"]), stats["grad_norm1"]
-    return _size(run.state.params) > 10 * _size(params0) and speed[1] > 1e4 * speed[0]
+    return _size(run.state.params) > 10 * _size(run.params0) and speed[1] > 1e4 * speed[0]
 
 
 def _size(params: PyTree) -> float:

@@ -1,7 +1,7 @@
 """Plateaus, descents and escape times: what a trajectory did, and how well the times are known."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import diffrax as dfx
@@ -14,7 +14,8 @@ from .flow import check_rtol, gradient_flow
 from .problem import Problem
 from .trajectory import Trajectory
 
-_LADDER = (1.0, 0.1, 0.01)  # rungs of `crossing_times`, in units of rtol: the value, and two to judge it by
+LADDER = (1.0, 0.1, 0.01)
+"""Rungs of `crossing_times`, in units of rtol: the value, and two to judge it by."""
 _SAFETY = 2.0
 _FLOOR = 16  # rounding errors of t that no ladder can see, in units of its machine epsilon
 
@@ -181,20 +182,33 @@ def crossing_times(
         name -> Measured(value, error); NaN where the crossing was not reached by `t1`, and an infinite error where a
         tighter rung did not reach it.
     """
+    check_ladder(rtol, params0)
+    options |= {"ts": [t1], "observables": observables, "crossings": crossings, "solver": solver}
+    return first_times([gradient_flow(problem, params0, t1, rtol=rung * rtol, **options) for rung in LADDER])
+
+
+def check_ladder(rtol: float, params0: PyTree) -> None:
+    """Raises if the parameters' dtype does not resolve every rung."""
     dtype = jax.tree.leaves(jax.tree.map(np.asarray, params0))[0].dtype
     check_rtol(rtol, dtype)
-    check_rtol(_LADDER[-1] * rtol, dtype)
-    options |= {"ts": [t1], "observables": observables, "crossings": crossings, "solver": solver}
-    runs = [gradient_flow(problem, params0, t1, rtol=rung * rtol, **options) for rung in _LADDER]
-    firsts = {name: [run.crossings[name][0] if run.crossings[name] else np.nan for run in runs] for name in crossings}
+    check_rtol(LADDER[-1] * rtol, dtype)
+
+
+def first_times(runs: Sequence[Trajectory]) -> dict[str, Measured]:
+    """First crossing times of one flow solved at the rungs of `LADDER`; of the first rung alone, without errors."""
+    firsts = {name: [_first(run.crossings[name]) for run in runs] for name in runs[0].crossings}
     return {name: _settle(times) for name, times in firsts.items()}
+
+
+def _first(times: list[float]) -> float:
+    return times[0] if times else np.nan
 
 
 def _settle(times: list[float]) -> Measured:
     """The first time, with an error from how far the better ones are from it."""
     value, *better = times
-    if np.isnan(value):
-        return Measured(np.nan, np.nan)
+    if np.isnan(value) or not better:
+        return Measured(value, np.nan)
     if np.any(np.isnan(better)):
         return Measured(value, np.inf)
     floor = _FLOOR * np.finfo(float).eps * abs(value)

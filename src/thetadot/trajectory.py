@@ -91,6 +91,10 @@ class Trajectory(eqx.Module):
         """
         import xarray as xr
 
+        return xr.Dataset(self._variables(), coords={"t": self.ts}, attrs=self._attributes())
+
+    def _variables(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+        """Name -> (dimensions, values)."""
         variables = {}
         for name, values in self.series.items():
             quoted = _quoted(name)
@@ -98,22 +102,27 @@ class Trajectory(eqx.Module):
         for path, leaf in _leaves(self.params1).items():
             name = _quoted(path)
             variables[name] = (tuple(f"{name}_{i}" for i in range(np.ndim(leaf))), np.asarray(leaf))
-        attrs = {
+        return variables
+
+    def _attributes(self) -> dict[str, str]:
+        return {
             "status": self.status,
             "result": self.result,
+            "series": json.dumps(list(self.series)),
             "crossings": json.dumps(self.crossings),
             "stats": json.dumps(self.stats),
             "provenance": json.dumps(self.provenance),
         }
-        return xr.Dataset(variables, coords={"t": self.ts}, attrs=attrs)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the trajectory as a Zarr folder: all of it, or nothing.
+        """Writes the trajectory as a Zarr folder, all of it or nothing, which `xarray.open_zarr` opens too.
 
         Raises:
             FileExistsError: `path` is there already.
             OSError: the folder cannot be written; what was begun is removed.
         """
+        import zarr  # and not xarray, which takes pandas and most of a second to import
+
         path = Path(path)
         if path.exists():
             raise FileExistsError(f"`{path}` exists: remove it, or save under another name.")
@@ -121,7 +130,10 @@ class Trajectory(eqx.Module):
         # Written beside its place and moved there at the end, so that no half-written run is ever found.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
             written = Path(scratch) / "run"
-            self.to_xarray().to_zarr(written, mode="w", consolidated=False)
+            group = zarr.create_group(written, attributes=self._attributes())
+            for name, (dims, values) in {"t": (("t",), self.ts), **self._variables()}.items():
+                array = group.create_array(name, shape=values.shape, dtype=values.dtype, dimension_names=dims)
+                array[...] = values
             shutil.move(written, path)
 
 
@@ -136,24 +148,22 @@ def load(path: str | os.PathLike, like: PyTree = None) -> Trajectory:
     Raises:
         ValueError: `path` is not a saved trajectory.
     """
-    import xarray as xr
+    import zarr
 
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"`{path}` is not a saved trajectory: no such folder.")
     try:
-        with xr.open_zarr(path, consolidated=False, chunks=None) as ds:
-            ds = ds.load()
-        attrs = {name: json.loads(ds.attrs[name]) for name in ("crossings", "stats", "provenance")}
-        status, result = ds.attrs["status"], ds.attrs["result"]
-    except Exception as error:  # zarr and xarray raise a dozen kinds
+        group = zarr.open_group(path, mode="r")
+        arrays = {unquote(name): np.asarray(array[...]) for name, array in group.arrays()}
+        attrs = {name: json.loads(str(group.attrs[name])) for name in ("series", "crossings", "stats", "provenance")}
+        status, result = str(group.attrs["status"]), str(group.attrs["result"])
+        ts, series = arrays["t"], {name: arrays[name] for name in attrs["series"]}
+    except Exception as error:  # zarr raises a dozen kinds
         raise ValueError(f"`{path}` is not a saved trajectory, or is damaged: {error}") from error
-    params1 = {
-        unquote(name): jnp.asarray(ds[name].values) for name in map(str, ds.variables) if name.startswith(_PARAMS)
-    }
-    series = {unquote(str(name)): ds[name].values for name in ds.data_vars if not str(name).startswith(_PARAMS)}
+    params1 = {name: jnp.asarray(values) for name, values in arrays.items() if name.split(".")[0] == _PARAMS}
     return Trajectory(
-        ts=ds["t"].values,
+        ts=ts,
         series=series,
         crossings=attrs["crossings"],
         params1=_like(like, params1) if like is not None else _nested(params1),

@@ -12,3 +12,4 @@ Within each accepted step the dense output is evaluated at the two inner Gaussâ€
 from .host import Run as Run
 from .state import Flow as Flow
 from .state import Outcome as Outcome
+from .together import drive_together as drive_together

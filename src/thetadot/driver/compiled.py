@@ -6,10 +6,13 @@ from functools import cache, wraps
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ..problem import Problem
 
 # The kernels of a small problem move a few hundred numbers each, and there are about a thousand of them: vectorizing
 # them takes seconds and gains nothing. A network of 100 tanh neurons on 400 samples would lose 40 %.
-_HASTE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+HASTE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 _SMALL = 2048  # numbers in the parameters and the data
 
 
@@ -19,15 +22,20 @@ def compiled(fn: Callable) -> Callable:
 
     @cache
     def hasty():
-        return eqx.filter_jit(fn, compiler_options=_HASTE)
+        return eqx.filter_jit(fn, compiler_options=HASTE)  # pyright: ignore[reportCallIssue]
 
     @wraps(fn)
     def call(flow, problem, state, *rest):
-        arrays = jax.tree.leaves((problem, getattr(state, "params", state)))
-        small = sum(jnp.size(leaf) for leaf in arrays if eqx.is_array(leaf)) < _SMALL
-        return (hasty() if small and _knows_haste() else careful)(flow, problem, state, *rest)
+        small = is_small(problem, getattr(state, "params", state))
+        return (hasty() if small else careful)(flow, problem, state, *rest)
 
     return call
+
+
+def is_small(problem: Problem, params: PyTree) -> bool:
+    """Whether haste is the better choice."""
+    arrays = (leaf for leaf in jax.tree.leaves((problem, params)) if eqx.is_array(leaf))
+    return sum(jnp.size(leaf) for leaf in arrays) < _SMALL and _knows_haste()
 
 
 @cache
@@ -36,7 +44,7 @@ def _knows_haste() -> bool:
     if jax.default_backend() != "cpu":
         return False
     try:
-        jax.jit(lambda x: x, compiler_options=_HASTE).lower(jnp.zeros(())).compile()
+        jax.jit(lambda x: x, compiler_options=HASTE).lower(jnp.zeros(())).compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

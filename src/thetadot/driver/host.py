@@ -2,8 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from threading import Lock
 
 import diffrax as dfx
 import equinox as eqx
@@ -40,17 +42,22 @@ _PROBES = 8  # of the scale of an invariant
 
 
 class Run:
-    """A flow in progress. `drive` runs it to its outcome; afterwards everything it recorded is on the host."""
+    """A flow in progress. After `begin`, `drive` runs it to its outcome and leaves all it recorded on the host."""
 
     def __init__(self, flow: Flow, problem: Problem, params0: PyTree, t1: float, max_steps: int):
         self.flow, self.problem, self.max_steps = flow, problem, max_steps
         self.t1 = jnp.asarray(t1, flow.levels.dtype)
         self.patience = _PATIENCE
-        self.choices = [f"t = 0: {describe_solver(flow.solver)}, {'to begin with' if flow.may_switch else 'as asked'}"]
-        self.state, self.row0 = start(flow, problem, params0, self.t1)
         self.ts: list[np.ndarray] = []
         self.rows: list[dict[str, np.ndarray]] = []
         self.crossing_ts: list[list[float]] = [[] for _ in flow.crossing_names]
+        self.choices = [f"t = 0: {describe_solver(flow.solver)}, {'to begin with' if flow.may_switch else 'as asked'}"]
+        self.params0 = params0
+
+    def begin(self) -> None:
+        """Evaluates the loss at the start and sets the solver up."""
+        flow = self.flow
+        self.state, self.row0 = start(flow, self.problem, self.params0, self.t1)
         if flow.grid is None or (flow.grid.size > 0 and float(flow.grid[0]) == 0):
             self._append(np.zeros(1), {name: np.asarray(x)[None] for name, x in self.row0.items()})
             self.state = eqx.tree_at(lambda s: s.saved, self.state, jnp.array(1))
@@ -68,8 +75,8 @@ class Run:
     def drive(self, show: Callable[[Report], None] | None = None) -> None:
         """Runs chunk after chunk until the flow has an outcome or its steps are used up."""
         began = time.perf_counter()
-        with _lapack().limit(limits=1):
-            while self._unfinished():
+        with one_lapack_thread():
+            while self.unfinished():
                 strained = self._advance(_CHUNK_STEPS if show else self.max_steps)
                 if show:
                     show(self._report(time.perf_counter() - began))
@@ -78,14 +85,15 @@ class Run:
         if self.outcome == Outcome.RESTED:
             self._rest()
 
-    def _unfinished(self) -> bool:
+    def unfinished(self) -> bool:
+        """Whether there is more to do."""
         return self.num_steps < self.max_steps and self.outcome == Outcome.RUNNING
 
     def _advance(self, num_steps: int) -> bool:
         """Tries up to `num_steps` steps and collects their rows; returns whether the solver is strained."""
         budget = jnp.array(min(num_steps, self.max_steps - self.num_steps))
         self.state, rows, strained = advance(self.flow, self.problem, self.state, self.t1, budget)
-        self._collect(rows)
+        self.collect(rows)
         return bool(strained)
 
     def series(self) -> dict[str, np.ndarray]:
@@ -121,7 +129,8 @@ class Run:
         self.ts.append(ts)
         self.rows.append(rows)
 
-    def _collect(self, rows: Rows) -> None:
+    def collect(self, rows: Rows) -> None:
+        """Keeps what a chunk recorded."""
         count = int(rows.count)
         if count:
             series = {name: np.asarray(x[:count]) for name, x in rows.series.items()}
@@ -156,7 +165,7 @@ class Run:
         self._use(KrylovExponential(), f"{held} and no larger rank pays: on trial")
         self.state = restart(self.flow, self.problem, self.state)
         gain = self._speed() / max(speed, 1e-300)
-        if gain < _GAIN and self._unfinished():
+        if gain < _GAIN and self.unfinished():
             patience = self.patience
             self._use(deflated, f"KrylovExponential went only {gain:.2g} times as far for its work")
             self.state = restart(self.flow, self.problem, self.state)
@@ -170,7 +179,7 @@ class Run:
             return int(state.num_gradients) + 2 * int(state.num_products)
 
         t, before = float(self.state.t), work(self.state)
-        if self._unfinished():
+        if self.unfinished():
             self._advance(_TRIAL_STEPS)
         return (float(self.state.t) - t) / max(work(self.state) - before, 1)
 
@@ -219,13 +228,34 @@ class Run:
         return {name: float(d) / float(s) if float(s) > 0 else float(d) for name, d, s in pairs}
 
 
-@cache
-def _lapack() -> ThreadpoolController:
-    """LAPACK as JAX calls it, to be held to one thread.
+_held = ExitStack()  # while some flow runs
+_num_holding = 0
+_holding = Lock()
+
+
+@contextmanager
+def one_lapack_thread() -> Iterator[None]:
+    """Holds LAPACK, as JAX calls it, to one thread of its own until no flow runs any more.
 
     Its idle threads spin for a while and take the cores from those of XLA: of two equal solves one could be ten times
     slower, for matrices that one thread decomposes in microseconds.
     """
+    global _num_holding
+    with _holding:
+        if _num_holding == 0:
+            _held.enter_context(_lapack().limit(limits=1))
+        _num_holding += 1
+    try:
+        yield
+    finally:
+        with _holding:
+            _num_holding -= 1
+            if _num_holding == 0:
+                _held.close()
+
+
+@cache
+def _lapack() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 

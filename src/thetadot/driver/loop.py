@@ -49,8 +49,7 @@ def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dic
     return state, observe(flow, problem, params0, loss, grad, state.dissipation)
 
 
-@compiled
-def advance(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[State, Rows, Bool[Array, ""]]:
+def several_steps(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[State, Rows, Bool[Array, ""]]:
     """Steps until the flow ends, `max_steps` steps were tried, the rows are full or the solver is strained."""
     rows = empty_rows(flow, problem, state)
     before = state.num_accepted + state.num_rejected
@@ -66,6 +65,9 @@ def advance(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[
 
     state, rows = jax.lax.while_loop(unfinished, lambda carry: attempt(flow, problem, *carry, t1), (state, rows))
     return state, rows, strained(flow, state, t1)
+
+
+advance = compiled(several_steps)
 
 
 @compiled

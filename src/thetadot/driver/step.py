@@ -169,6 +169,11 @@ def _is_sound(before: State, after: State, inside: Float[Array, " K"]) -> Bool[A
     return finite & (still | (highest <= before.loss + 100 * eps * scale))
 
 
+def _in_any_lane(flow: Flow, wanted: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether `wanted` holds, in any lane where several run together: a branch on it stays a branch under `vmap`."""
+    return wanted if flow.lanes is None else jax.lax.pmax(wanted.astype(int), flow.lanes) > 0
+
+
 def _roots(flow: Flow, watched: Callable, before, known) -> Float[Array, "I C"]:
     """Crossings in the step, as x in [0, 1]; the root finder runs only in steps that have one.
 
@@ -182,7 +187,8 @@ def _roots(flow: Flow, watched: Callable, before, known) -> Float[Array, "I C"]:
         known = jnp.concatenate([jax.vmap(watched)(points[1:-1]), known[-1:]])
     at_knots = jnp.concatenate([before[None], known])
     crossed = jnp.any(sign_changes(at_knots[:-1], at_knots[1:], jnp.broadcast_to(flow.directions, none.shape)))
-    return jax.lax.cond(crossed, lambda: locate(watched, points, at_knots, flow.directions), lambda: none)
+    found = partial(locate, watched, points, at_knots, flow.directions)
+    return jax.lax.cond(_in_any_lane(flow, crossed), found, lambda: none)
 
 
 def _drift(problem: Problem, state: State, params) -> tuple[Float[Array, ""], ...]:

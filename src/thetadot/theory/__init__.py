@@ -1,10 +1,40 @@
-"""What is claimed: closed forms, one module a paper, each with its source and how far to trust it.
+"""What is claimed: closed forms and checks, one module or folder a paper, each with its source and how far to trust it.
 
 | module | source |
 |---|---|
 | `focus_dilution` | Focus and Dilution: The Multi-stage Learning Process of Attention (arXiv 2605.01199) |
 | `linear` | exact flows of linear networks (arXiv 1312.6120) |
+
+A `Check` puts a number predicted beside the number measured; `run_checks` measures all of a paper's.
 """
+
+from collections.abc import Callable, Iterator, Mapping
 
 from thetadot.theory import focus_dilution as focus_dilution
 from thetadot.theory import linear as linear
+from thetadot.theory.check import Check as Check
+
+CHECKS: Mapping[str, tuple[Callable[[], list[Check]], ...]] = {"focus-dilution": focus_dilution.CHECKS}
+"""The papers whose claims are checked, by the name that `run_checks` and `thetadot check` take."""
+
+
+def run_checks(name: str) -> list[Check]:
+    """Measures every claim of a paper: minutes at most.
+
+    Args:
+        name: one of `thetadot.theory.CHECKS`, "focus-dilution" for example.
+
+    Returns:
+        One `Check` a claim. A claim that fails is a result too: see its `passed`, and the two numbers.
+
+    Raises:
+        ValueError: nothing is checked under that name.
+    """
+    return [check for checks in iterate_checks(name) for check in checks]
+
+
+def iterate_checks(name: str) -> Iterator[list[Check]]:
+    """As `run_checks`, a few at a time as they are measured."""
+    if name not in CHECKS:
+        raise ValueError(f"there are no checks called {name!r}: choose among {', '.join(CHECKS)}.")
+    return (measure() for measure in CHECKS[name])

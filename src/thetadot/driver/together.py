@@ -1,0 +1,141 @@
+"""Many flows under one `vmap`: the same program, each with its own data and its own steps.
+
+A step of a small flow is a thousand tiny kernels, and their overhead is shared by all flows that run together. The loop
+takes steps until every lane has had its share or has ended. Then the host takes out the lanes that ended and puts
+waiting ones in their places, so that a long lane holds nobody up for more than one chunk. A lane whose solver is
+strained leaves too: it goes on alone, and makes the choices that it would have made alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ..progress import Report
+from .host import Run, one_lapack_thread
+from .loop import several_steps
+
+_CHUNK_STEPS = 32  # tried in every lane between two visits to the host
+_ALONE = 3  # lanes go on one by one when less than the third part of a batch is left of them
+_LANES = "lanes"
+
+
+def drive_together(
+    take: Callable[[], Run | None], width: int, show: Callable[[Report], None] | None = None
+) -> Iterator[Run]:
+    """Drives flows that have begun, at most `width` at a time, and yields each when it has ended.
+
+    Those that cannot share a program with the first, for their shapes, their loss or their solver, run one by one.
+
+    Args:
+        take: returns the next flow, or None while there is none. It is asked again after flows have ended.
+        width: of the batch.
+        show: as in `Run.drive`, for flows that run alone.
+    """
+    batch = None
+    with one_lapack_thread():
+        while True:
+            few = False
+            while not few and (batch is None or batch.free()):
+                run = take()
+                if run is None:
+                    few = batch is None or _ALONE * len(batch.active()) < width
+                    break
+                if batch is None or _signature(run) == batch.signature:
+                    batch = batch or _Batch(run, width)
+                    batch.put(run)
+                else:
+                    run.drive(show)
+                    yield run
+            if batch is None or not batch.active():
+                return
+            for run in batch.take_out(batch.active()) if few else batch.advance():
+                run.drive(show)
+                yield run
+
+
+class _Batch:
+    """Flows side by side: their arrays stacked on the host, and who is in which slot."""
+
+    def __init__(self, run: Run, width: int):
+        arrays, self.static = _split(run)
+        self.signature = _signature(run)
+        self.slots: list[Run | None] = [None] * width
+        self.arrays = jax.tree.map(lambda leaf: np.stack([leaf] * width), arrays)
+
+    def active(self) -> list[int]:
+        """The slots in use."""
+        return [slot for slot, run in enumerate(self.slots) if run is not None]
+
+    def free(self) -> list[int]:
+        """The slots not in use."""
+        return [slot for slot, run in enumerate(self.slots) if run is None]
+
+    def put(self, run: Run) -> None:
+        """Gives a flow the first free slot."""
+        slot = self.free()[0]
+        self.slots[slot] = run
+        for stacked, leaf in zip(jax.tree.leaves(self.arrays), jax.tree.leaves(_split(run)[0]), strict=True):
+            stacked[slot] = leaf
+
+    def take_out(self, slots: list[int]) -> list[Run]:
+        """Frees slots and returns who was there."""
+        runs = [run for slot in slots if (run := self.slots[slot]) is not None]
+        for slot in slots:
+            self.slots[slot] = None
+        for run in runs:
+            run.state = jax.tree.map(jnp.asarray, run.state)
+        return runs
+
+    def advance(self) -> list[Run]:
+        """One chunk for every lane; takes out and returns those that ended, or must go on alone."""
+        budgets = [0 if run is None else min(_CHUNK_STEPS, run.max_steps - run.num_steps) for run in self.slots]
+        out = _several_steps_in_lanes(self.static, self.arrays, np.array(budgets))
+        state, rows, strained = jax.tree.map(np.array, out)
+        flow, problem, _, t1 = self.arrays
+        self.arrays = flow, problem, state, t1
+        leaving = []
+        for slot in self.active():
+            run = self.slots[slot]
+            assert run is not None
+            run.state = _lane(state, slot)
+            run.collect(_lane(rows, slot))
+            if strained[slot] or not run.unfinished():
+                leaving.append(slot)
+        return self.take_out(leaving)
+
+
+def _lane(stacked: PyTree, slot: int) -> PyTree:
+    """The arrays of one lane, copied: its slot will be overwritten."""
+    return jax.tree.map(lambda leaf: np.array(leaf[slot]), stacked)
+
+
+def _split(run: Run) -> tuple[Any, Any]:
+    """The arrays of a flow in progress, on the host, and everything else."""
+    arrays, static = eqx.partition((run.flow, run.problem, run.state, run.t1), eqx.is_array)
+    return jax.tree.map(np.asarray, arrays), static
+
+
+def _signature(run: Run) -> tuple:
+    """What flows that share a program have in common."""
+    arrays, static = _split(run)
+    leaves = jax.tree.leaves(arrays)
+    shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+    return jax.tree.structure(arrays), shapes, jax.tree.structure(static), jax.tree.leaves(static)
+
+
+@eqx.filter_jit
+def _several_steps_in_lanes(static: PyTree, arrays: PyTree, budgets) -> tuple:
+    def one(arrays, budget):
+        flow, problem, state, t1 = eqx.combine(arrays, static)
+        # A lane that waits copies its rows in every step: no more of them than a chunk needs.
+        capacity = flow.capacity if flow.grid is not None else min(flow.capacity, _CHUNK_STEPS)
+        together = dataclasses.replace(flow, lanes=_LANES, capacity=capacity)
+        return several_steps(together, problem, state, t1, budget)
+
+    return jax.vmap(one, axis_name=_LANES)(arrays, budgets)

@@ -1,0 +1,199 @@
+"""Scans: the same flow at every point of a grid, as a labeled dataset that can be interrupted and resumed.
+
+| module | holds |
+|---|---|
+| `grid` | the axes and their points |
+| `lane` | one point: make, solve, measure |
+| `engines` | what runs the lanes: threads, devices, executors |
+| `store` | the Zarr group that lanes are written to as they finish |
+| `tally` | live progress |
+"""
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffrax as dfx
+import jax
+import numpy as np
+
+from ..flow import check_rtol
+from ..problem import Observable
+from ..provenance import provenance
+from ..solvers import choose_solver
+from .engines import Lanes, choose_engine
+from .grid import Axes, check_grid, point_at
+from .lane import STATS, Job, made
+from .store import PENDING, open_store, pending, read, statuses, writing
+from .tally import Tally, counting
+
+if TYPE_CHECKING:
+    import xarray as xr
+    import zarr
+
+_STANDING = {"loss", "grad_norm", "dissipation"}
+
+
+def scan(
+    make: Callable,
+    grid: Mapping[str, Any],
+    t1: float | Callable[..., float],
+    measure: Mapping[str, Any],
+    observables: Mapping[str, Observable] | None = None,
+    store: str | os.PathLike | None = None,
+    executor: Executor | None = None,
+    engine: str = "auto",
+    solver: str | dfx.AbstractSolver = "auto",
+    rtol: float = 1e-6,
+    errors: bool = True,
+    progress: bool | Callable[[Tally], None] = False,
+    max_steps: int = 1_000_000,
+) -> "xr.Dataset":
+    """Traces the flow at every point of a grid and measures it there.
+
+    A lane is one point. What goes wrong in a lane, a blow-up, a step limit or an exception, is told by its `status` and
+    `result`; the others do not notice.
+
+    Args:
+        make: `make(**point) -> (problem, params0)`, with the names of the grid as its arguments. It must return the
+            same loss function object at every call, so that lanes share their compiled code.
+        grid: name -> values, one dimension each, such as
+            `{"init_scale": np.geomspace(1e-5, 1e-1, 33), "seed": range(8)}`.
+        t1: where to end, a number or `t1(**point)`: plateaus lengthen as scales shrink.
+        measure: name -> crossing (observable, level[, "up" | "down"]), for the first time at which it is passed, with
+            its error as `<name>_error`, NaN where it was not reached; or name -> `fn(traj)`, for a number or an array.
+        observables: name -> `fn(params, data)`, as in `gradient_flow`.
+        store: a Zarr folder that lanes are written to as they finish. The same call goes on from what is there.
+        executor: a `concurrent.futures.Executor` whose workers run blocks of lanes: a process pool, or
+            `client.get_executor()` of a Dask cluster. Default: threads of this process.
+        engine: "auto" or the name of one of `thetadot.scan.engines.ENGINES`.
+        solver: as in `gradient_flow`.
+        rtol: as in `gradient_flow`.
+        errors: solve each lane with crossings twice more, at `rtol`/10 and `rtol`/100, for the errors of their times
+            (see `crossing_times`). That costs several times what the lane does; without it the errors are NaN.
+        progress: True for a live line on stderr, or a function of a `Tally`.
+        max_steps: of each lane, as in `gradient_flow`.
+
+    Returns:
+        A dataset over the grid: what was measured, `status` ("done", "stopped", "blew up", "step limit", "failed"),
+        `result` (the same in a sentence), `num_steps` and `num_gradients` of the solve at `rtol`, `loss1`, `t_end`
+        (where the flow ended, or came to rest) and `wall_s` (of everything in the lane). Settings, versions and
+        platform are in its attributes. Arrays in a store stay there until they are looked at.
+
+    Raises:
+        ValueError: an argument makes no sense, or the store is that of another scan; the message says which.
+        OSError: the store cannot be written; the lanes finished before are safe.
+        KeyboardInterrupt: after Ctrl-C, with the finished lanes in the store.
+    """
+    axes, observables = check_grid(grid), dict(observables or {})
+    crossings, functions = _check_measure(measure, axes, observables)
+    _check_settings(t1, solver, rtol, max_steps)
+    x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+    job = Job(make, axes, t1, crossings, functions, observables, solver, float(rtol), errors, max_steps, x64)
+    run = choose_engine(engine, executor)
+    path = None if store is None else Path(store)
+    attrs = {"configuration": json.dumps(_configuration(job)), "provenance": json.dumps(provenance())}
+    scalars = [name for crossing in crossings for name in (crossing, f"{crossing}_error")]
+    group = open_store(path, axes, [*scalars, *STATS], attrs)
+    if todo := pending(group):
+        _run(run(job, todo), group, axes, path, progress)
+    ds = read(group, [*scalars, *functions, "status", "result", *STATS])
+    return ds.load() if path is None else ds
+
+
+def _run(finished: Lanes, group: "zarr.Group", axes: Axes, path: Path | None, progress) -> None:
+    """Writes lanes as they finish, until all have or Ctrl-C is pressed."""
+    before = statuses(group)
+    left = before.pop(PENDING, 0)
+    try:
+        with (
+            counting(progress, before, before.total() + left) as count,
+            writing(group, axes, path, count) as hand_over,
+            contextlib.closing(finished),
+        ):
+            for lane, row in finished:
+                hand_over(lane, row)
+    except KeyboardInterrupt:
+        after = statuses(group)
+        told = f"interrupted with {after[PENDING]} of {after.total()} lanes to do"
+        kept = f"the others are in `{path}`, and the same call goes on from there"
+        lost = "nothing was kept: a `store` would have kept the others"
+        raise KeyboardInterrupt(f"{told}; {lost if path is None else kept}.") from None
+
+
+def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping) -> tuple[dict, dict]:
+    """(crossings, functions of the trajectory), or a ValueError."""
+    functions = {name: what for name, what in measure.items() if callable(what)}
+    crossings = {name: tuple(what) for name, what in measure.items() if name not in functions}
+    for name, crossing in crossings.items():
+        if len(crossing) not in (2, 3) or crossing[2:] not in ((), ("up",), ("down",)):
+            raise ValueError(
+                f"`measure[{name!r}]` must be (observable, level), (observable, level, 'up' | 'down') or a function of "
+                f"the trajectory; got {crossing!r}."
+            )
+        if crossing[0] not in (known := {*_STANDING, *observables}):
+            raise ValueError(f"`measure[{name!r}]` watches {crossing[0]!r}, not among {', '.join(sorted(known))}.")
+    taken = {*axes, *STATS, "status", "result", *(f"{name}_error" for name in crossings)} & set(measure)
+    if taken:
+        raise ValueError(f"`measure` may not be called {', '.join(sorted(taken))}: the dataset has its own.")
+    return crossings, functions
+
+
+def _check_settings(t1, solver, rtol, max_steps) -> None:
+    choose_solver(solver)
+    check_rtol(rtol, np.dtype(float))
+    if not callable(t1) and not (math.isfinite(t1) and t1 > 0):
+        raise ValueError(f"`scan(t1=...)` must be a positive, finite time or a function of the point; got {t1}.")
+    if max_steps < 1:
+        raise ValueError(f"`scan(max_steps=...)` must be at least 1; got {max_steps}.")
+
+
+def _configuration(job: Job) -> dict[str, Any]:
+    """What decides the numbers of a scan, as JSON: functions by their qualified names."""
+    return {
+        "make": _name(job.make),
+        "loss": _loss_name(job),
+        "axes": list(job.axes),
+        **{f"grid[{name!r}]": values.tolist() for name, values in job.axes.items()},
+        "t1": _name(job.t1) if callable(job.t1) else job.t1,
+        **{f"measure[{name!r}]": list(crossing) for name, crossing in job.crossings.items()},
+        **{f"measure[{name!r}]": _name(fn) for name, fn in job.functions.items()},
+        **{f"observables[{name!r}]": _name(fn) for name, fn in job.observables.items()},
+        "solver": job.solver if isinstance(job.solver, str) else repr(job.solver),
+        "rtol": job.rtol,
+        "errors": job.errors,
+        "max_steps": job.max_steps,
+        "x64": job.x64,
+    }
+
+
+def _name(fn: Callable) -> str:
+    """Its qualified name; that of its class where it has none. A script is called as it would be when imported."""
+    named = fn if hasattr(fn, "__qualname__") else type(fn)
+    script = getattr(sys.modules["__main__"], "__file__", None) if named.__module__ == "__main__" else None
+    return f"{Path(script).stem if script else named.__module__}.{named.__qualname__}"
+
+
+def _loss_name(job: Job) -> str | None:
+    """The loss at the first point; None where `make` fails there, as its lane will tell.
+
+    Raises:
+        ValueError: `make` does not return the same functions when it is called again.
+    """
+    point = point_at(job.axes, 0)
+    try:
+        one, again = made(job.make, point)[0], made(job.make, point)[0]
+    except (Exception, SystemExit):
+        return None
+    if jax.tree.structure(one) != jax.tree.structure(again):
+        raise ValueError(
+            "`make` returns new functions at each call, so that every lane would compile for seconds: define the loss "
+            "and the conserved quantities once, outside of it, and let `data` vary."
+        )
+    return _name(one.loss_fn)

@@ -1,0 +1,155 @@
+"""Engines: what runs the lanes. Each takes lanes and yields them, with what they left behind, as they finish.
+
+An engine is a generator `engine(job, lanes) -> (lane, row), …` in any order. When it is closed, or an exception passes
+through it, it hands out no more lanes.
+"""
+
+import contextlib
+import os
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from functools import lru_cache, partial
+from queue import SimpleQueue
+from threading import Event, Thread
+
+import jax
+
+from .lane import Interrupted, Job, Row, run_lane
+
+Lanes = Generator[tuple[int, Row], None, None]
+Engine = Callable[[Job, Sequence[int]], Lanes]
+
+_BLOCK = 64  # lanes, at most, that an executor is given at once
+_BLOCKS = 64  # at least, that a scan is cut into
+_BLOCK_S = 5.0  # after which a block comes back with what it has: more would be lost with its worker
+_PATIENCE_S = 4.0  # for threads to leave their lanes after an interrupt; one that compiles cannot leave at once
+
+
+def threads(job: Job, lanes: Sequence[int]) -> Lanes:
+    """Lanes one by one on every core, or on every device where there are several."""
+    todo, results, stop = deque(lanes), SimpleQueue(), Event()
+
+    def check(report):
+        del report
+        if stop.is_set():
+            raise Interrupted
+
+    def work(device):
+        place = jax.default_device(device) if device else contextlib.nullcontext()
+        with contextlib.suppress(IndexError, Interrupted), place:
+            while not stop.is_set():
+                lane = todo.popleft()
+                results.put((lane, run_lane(job, lane, check)))
+
+    workers = [Thread(target=work, args=(place,), daemon=True) for place in _places()[: len(lanes)]]
+    try:
+        for worker in workers:
+            worker.start()
+        for _ in lanes:
+            yield results.get()
+    finally:
+        stop.set()
+        patience = time.monotonic() + _PATIENCE_S
+        for worker in workers:
+            worker.join(max(0.0, patience - time.monotonic()))
+
+
+def _places() -> list:
+    """The device of each thread; None is the usual one."""
+    chosen, devices = jax.config.jax_default_device, jax.local_devices()  # pyright: ignore[reportAttributeAccessIssue]
+    return devices if len(devices) > 1 and chosen is None else [chosen] * num_cores()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def blocks(executor: Executor, job: Job, lanes: Sequence[int]) -> Lanes:
+    """Blocks of lanes on the workers of an executor: a process pool, a cluster."""
+    packed = _pack(job)
+    size = max(1, min(_BLOCK, len(lanes) // _BLOCKS))
+    cut = [lanes[i : i + size] for i in range(0, len(lanes), size)]
+
+    def submit(block: Sequence[int]) -> Future:
+        return executor.submit(run_block, packed, job.x64, block)
+
+    running = {submit(block): block for block in cut}
+    try:
+        while running:
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                block = running.pop(future)
+                rows = _rows(future)
+                if left := block[len(rows) :]:
+                    running[submit(left)] = left
+                yield from zip(block, rows, strict=False)
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def run_block(packed: bytes, x64: bool, lanes: Sequence[int]) -> list[Row]:
+    """The first of these lanes, as many as fit in the time of a block, on a worker."""
+    began, rows = time.perf_counter(), []
+    with jax.enable_x64(x64):  # the modules that are imported now may make arrays
+        job = _unpack(packed)
+    while len(rows) < len(lanes) and (not rows or time.perf_counter() - began < _BLOCK_S):
+        rows.append(run_lane(job, lanes[len(rows)]))
+    return rows
+
+
+def _rows(future: Future) -> list[Row]:
+    try:
+        return future.result()
+    except Exception as error:
+        raise RuntimeError(
+            f"a worker of `executor` could not run its lanes ({type(error).__name__}: {error}): it must be able to "
+            "import what `make`, `measure` and `observables` need, and have the memory for it."
+        ) from error
+
+
+def _pack(job: Job) -> bytes:
+    try:
+        return _pickler().dumps(job)
+    except Exception as error:  # pickle raises three kinds
+        raise ValueError(
+            f"`make`, `measure`, `t1` and `observables` must be picklable to be sent to `executor`: define them at the "
+            f"top of a module ({error})."
+        ) from error
+
+
+@lru_cache(maxsize=1)  # functions that come by value would be new ones in every block, and compile again
+def _unpack(packed: bytes) -> Job:
+    return pickle.loads(packed)
+
+
+def _pickler():
+    """Pickle, or cloudpickle where it is installed, as on clusters: it also sends functions of a notebook."""
+    try:
+        import cloudpickle  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return pickle
+    return cloudpickle
+
+
+ENGINES: dict[str, Engine] = {"threads": threads}
+
+
+def choose_engine(engine: str, executor) -> Engine:
+    """The engine of that name; an executor is one by itself."""
+    if executor is not None:
+        if not isinstance(executor, Executor):
+            raise ValueError(
+                f"`executor` must be a `concurrent.futures.Executor`; got {type(executor).__name__}. "
+                "Of a Dask client, pass `client.get_executor()`."
+            )
+        if engine != "auto":
+            raise ValueError(f"`executor` runs the lanes itself: leave `engine`={engine!r} out.")
+        return partial(blocks, executor)
+    if engine != "auto" and engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}: choose one of auto, {', '.join(ENGINES)}.")
+    return ENGINES["threads" if engine == "auto" else engine]

@@ -1,0 +1,221 @@
+"""Scans of flows that are known: what is in the dataset, that no lane harms another, and what is refused."""
+
+import json
+import threading
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import thetadot as td
+from flows import LOGISTIC, at, polynomial, scalar_flows
+from scans import MEASURE, OBSERVABLES, ends, final, make
+from thetadot.scan import engines
+from thetadot.scan.grid import check_grid, chunk_shape, chunk_start
+from thetadot.scan.lane import Interrupted, Job, run_lane
+from thetadot.scan.tally import Tally, describe_tally
+
+solve = partial(td.scan, t1=8.0, measure=MEASURE, observables=OBSERVABLES, solver="tsit5", errors=False)
+X0 = np.array([0.02, 0.1, 0.3])
+EXACT = np.log(1 / X0 - 1)
+
+
+@pytest.fixture(params=[1, 3])
+def cores(request, monkeypatch):
+    monkeypatch.setattr(engines, "num_cores", lambda: request.param)
+    return request.param
+
+
+# --- what is measured ---
+
+
+def test_a_scan_gives_the_numbers_of_single_solves_and_errors_that_cover_the_truth(cores):
+    ds = solve(make, {"x0": [*X0, 0.6], "seed": range(2)}, errors=True)
+    assert ds.sizes == {"x0": 4, "seed": 2} and list(ds.seed) == [0, 1]
+    error = np.abs(ds.half[:3] - EXACT[:, None])
+    assert np.all(error <= ds.half_error[:3]) and np.all(error > 0) and np.all(ds.half_error[:3] < 1e-4)
+    assert np.all(np.isnan(ds.half[3])) and np.all(np.isnan(ds.half_error[3]))  # it starts above its level
+    assert np.all(ds.status == "done")
+    for x0 in (0.02, 0.6):
+        lane = ds.sel(x0=x0, seed=1)
+        options = {"observables": OBSERVABLES, "crossings": MEASURE, "solver": "tsit5"}
+        single = td.gradient_flow(*make(x0), 8.0, **options)
+        assert lane.num_steps == single.stats["num_steps"] and lane.num_gradients == single.stats["num_gradients"]
+        assert lane.loss1 == single.stats["loss1"] and lane.result == single.result and lane.t_end == 8.0
+        time = td.crossing_times(*make(x0), t1=8.0, **options)["half"]
+        np.testing.assert_array_equal([lane.half, lane.half_error], [time.value, time.error])
+
+
+def test_errors_can_be_left_out():
+    ds = solve(make, {"x0": X0})
+    np.testing.assert_allclose(ds.half, EXACT, rtol=1e-5)
+    assert np.all(np.isnan(ds.half_error))
+
+
+def test_the_end_may_depend_on_the_point():
+    ds = solve(make, {"x0": X0}, t1=lambda x0: 4.5 * x0)
+    np.testing.assert_allclose(ds.t_end, 4.5 * X0)
+    assert list(np.isnan(ds.half)) == [True, True, False]
+
+
+def test_functions_of_the_trajectory_may_give_arrays():
+    ds = solve(make, {"x0": X0}, measure={"ends": ends, "rows": lambda traj: len(traj.ts), **MEASURE})
+    assert ds.ends.dims == ("x0", "ends_0")
+    np.testing.assert_allclose(ds.ends, np.stack([X0, 1 / (1 + (1 / X0 - 1) * np.exp(-8.0))], 1), rtol=1e-5)
+    assert np.all(ds.rows > 10) and np.all(ds.rows <= ds.num_steps + 1)
+
+
+def test_the_dataset_says_where_it_comes_from():
+    ds = solve(make, {"x0": X0}, max_steps=500)
+    configuration = json.loads(ds.attrs["configuration"])
+    assert configuration["make"] == "scans.make" and configuration["loss"] == "flows.polynomial"
+    assert configuration["max_steps"] == 500 and configuration["grid['x0']"] == list(X0)
+    assert json.loads(ds.attrs["provenance"])["x64"] is True
+
+
+# --- lanes do not harm each other ---
+
+
+def test_every_kind_of_failure_stays_in_its_lane(cores):
+    kinds = ["usual", "blow-up", "stiff", "broken", "unmeasurable"]
+    ds = solve(make, {"kind": kinds, "x0": X0}, measure={**MEASURE, "final": final}, max_steps=1000)
+    told = dict(zip(kinds, ds.status.values[:, 0], strict=True))
+    assert told == {
+        "usual": "done",
+        "blow-up": "blew up",
+        "stiff": "step limit",
+        "broken": "failed",
+        "unmeasurable": "failed",
+    }
+    assert np.all(ds.status == ds.status[:, :1])
+    for kind in ("usual", "unmeasurable"):
+        np.testing.assert_allclose(ds.half.sel(kind=kind), EXACT, rtol=1e-5)
+    assert np.all(np.isfinite(ds.final.sel(kind="usual"))) and np.all(np.isnan(ds.final.sel(kind="unmeasurable")))
+    assert "RuntimeError: this lane is broken" in ds.result.sel(kind="broken").values[0]
+    assert "`measure['final']`" in ds.result.sel(kind="unmeasurable").values[0]
+    assert "max_steps" in ds.result.sel(kind="stiff").values[0]
+    assert np.all(np.isnan(ds.num_steps.sel(kind="broken"))) and np.all(ds.wall_s > 0)
+    np.testing.assert_allclose(ds.t_end.sel(kind="blow-up"), 1 / (8 * 0.5**2), rtol=1e-4)
+
+
+def test_a_lane_with_another_shape_fails_and_the_others_stay():
+    ds = solve(make, {"x0": [0.1, 0.2, 0.6]}, measure={"ends": lambda t: ends(t)[: 1 if t["x"][0] > 0.5 else 2]})
+    assert list(ds.status) == ["done", "done", "failed"]
+    assert "shape (1,) in this lane and (2,)" in str(ds.result.values[2])
+    assert np.all(np.isfinite(ds.ends[:2])) and np.all(np.isnan(ds.ends[2]))
+
+
+@pytest.mark.parametrize("start", [None, (None, None), ("problem", "params0")])
+def test_what_is_no_problem_fails_with_a_sentence(start):
+    ds = solve(lambda x0: start, {"x0": X0})
+    assert np.all(ds.status == "failed")
+    assert "`make` must return (problem, params0)" in str(ds.result.values[0])
+
+
+def test_a_tolerance_that_float32_does_not_resolve_fails_before_anything_is_solved():
+    ds = solve(
+        lambda x0: (scalar_flows(LOGISTIC, LOGISTIC, dtype=jnp.float32), at(x0, x0, dtype=jnp.float32)), {"x0": X0}
+    )
+    assert np.all(ds.status == "failed") and "float32" in str(ds.result.values[0])
+
+
+# --- threads ---
+
+
+def test_threads_run_lanes_at_the_same_time(monkeypatch):
+    monkeypatch.setattr(engines, "num_cores", lambda: 3)
+    meeting = threading.Barrier(3)
+    here = threading.current_thread()
+
+    def make_together(x0):
+        if threading.current_thread() is not here:  # where `make` is tried first
+            meeting.wait(timeout=60)
+        return make(x0)
+
+    assert np.all(solve(make_together, {"x0": X0}).status == "done")
+
+
+def test_a_lane_is_left_between_two_chunks():
+    calls = []
+
+    def check(report):
+        calls.append(report.num_steps)
+        raise Interrupted
+
+    job = Job(make, check_grid({"x0": X0}), 8.0, {}, {}, {}, "tsit5", 1e-6, False, 1000, True)
+    with pytest.raises(Interrupted):
+        run_lane(job, 0, check)
+    assert len(calls) == 1
+    assert run_lane(job, 0)["status"] == "done"
+
+
+# --- progress ---
+
+
+def test_progress_tells_every_lane():
+    tallies = []
+    solve(make, {"x0": X0, "kind": ["usual", "broken"]}, progress=tallies.append)
+    assert [tally.done for tally in tallies] == list(range(1, 7)) and {tally.total for tally in tallies} == {6}
+    assert tallies[-1].statuses == {"done": 3, "failed": 3} and tallies[-1].left_s == 0 < tallies[0].left_s
+    line = describe_tally(Tally(3, 6, {"done": 2, "blew up": 1}, 90.0, 5400.0))
+    assert line == "3 of 6 lanes: 1 blew up, 2 done; about 1.5 h left"
+
+
+def test_a_live_line_is_shown_on_request(capsys):
+    solve(make, {"x0": X0})
+    assert capsys.readouterr() == ("", "")
+    solve(make, {"x0": X0}, progress=True)
+    assert capsys.readouterr().out == ""
+
+
+# --- what is refused ---
+
+
+def fresh_loss(x0):
+    return td.Problem(lambda params, data: polynomial(params, data), make(x0)[0].data), at(x0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"grid": {}}, "at least one axis"),
+        ({"grid": {"x0": []}}, "non-empty"),
+        ({"grid": {"x0": [[0.1], [0.2]]}}, "non-empty list"),
+        ({"grid": {"x0": [0.1, np.nan]}}, "finite"),
+        ({"grid": {"x0": [0.1, 0.1]}}, "twice"),
+        ({"grid": {"init scale": [0.1]}}, "init scale"),
+        ({"t1": -1.0}, "t1"),
+        ({"t1": np.inf}, "t1"),
+        ({"rtol": 0.5}, "rtol"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"solver": "nonsense"}, "nonsense"),
+        ({"engine": "nonsense"}, "auto, threads"),
+        ({"measure": {"half": ("y", 0.5)}}, "'y', not among dissipation, grad_norm, loss, x"),
+        ({"measure": {"half": ("x", 0.5, "sideways")}}, "sideways"),
+        ({"measure": {"half": ("x",)}}, "function of the trajectory"),
+        ({"measure": {"x0": ("x", 0.5)}}, "may not be called x0"),
+        ({"measure": {"a": ("x", 0.5), "a_error": ends}}, "may not be called a_error"),
+        ({"make": fresh_loss}, "every lane would compile"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        solve(**{"make": make, "grid": {"x0": X0}, **changes})
+
+
+# --- chunks ---
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 8), (3, 4, 5), (2, 1000), (600, 1, 2)])
+@pytest.mark.parametrize("most", [1, 6, 512])
+def test_a_chunk_holds_lanes_that_follow_one_another(shape, most):
+    chunks = chunk_shape(shape, most)
+    assert np.prod(chunks) <= most
+    starts = [chunk_start(lane, shape, chunks) for lane in range(np.prod(shape))]
+    for start in set(starts):
+        lanes = [lane for lane, s in enumerate(starts) if s == start]
+        region = np.arange(np.prod(shape)).reshape(shape)[
+            tuple(slice(i, i + n) for i, n in zip(start, chunks, strict=True))
+        ]
+        assert lanes == list(range(lanes[0], lanes[0] + len(lanes))) == list(region.ravel())

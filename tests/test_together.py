@@ -1,0 +1,126 @@
+"""Flows under one `vmap` take the steps that each would take alone, whatever happens to the others."""
+
+from collections import deque
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import thetadot as td
+from thetadot.driver import drive_together
+from thetadot.driver import together as module
+from thetadot.flow import begin_flow, end_flow
+from thetadot.models import linear
+
+CROSSINGS = {"first": ("loss", 1.0), "last": ("loss", 0.1)}
+
+
+def layers(init_scale, size=3, seed=0, depth=2):
+    """Deep linear network of singular values 2, 1."""
+    target = jnp.zeros((size, size)).at[0, 0].set(2.0).at[1, 1].set(1.0)
+    keys = jr.split(jr.key(seed), depth)
+    return td.Problem(linear.factorization_loss, {"target": target}), [
+        init_scale * jr.normal(key, (size, size)) for key in keys
+    ]
+
+
+def together(starts, t1, width, solver="auto", rtol=1e-4, max_steps=10_000, crossings=CROSSINGS, ts=None):
+    """Trajectories in the order of their starts, and the order in which they ended."""
+    ongoing = [
+        begin_flow(problem, params0, t1, ts, {}, crossings, None, solver, rtol, max_steps)
+        for problem, params0 in starts
+    ]
+    place = {id(flow.run): i for i, flow in enumerate(ongoing)}
+    waiting = deque(flow.run for flow in ongoing)
+    order = [place[id(run)] for run in drive_together(lambda: waiting.popleft() if waiting else None, width)]
+    assert sorted(order) == list(range(len(starts)))
+    return [end_flow(flow) for flow in ongoing], order
+
+
+def alone(start, t1, solver="auto", rtol=1e-4, max_steps=10_000, crossings=CROSSINGS, ts=None):
+    return td.gradient_flow(start[0], start[1], t1, ts, None, crossings, None, solver, rtol, False, max_steps)
+
+
+def assert_same(one, other):
+    assert (one.status, one.result) == (other.status, other.result)
+    for name in ("num_accepted", "num_rejected", "solver"):
+        assert one.stats[name] == other.stats[name], name
+    assert one.crossings.keys() == other.crossings.keys()
+    for name, times in one.crossings.items():
+        np.testing.assert_allclose(times, other.crossings[name], rtol=1e-8)
+    # The length of a step follows from an error estimate, the last of which are little else than rounding.
+    np.testing.assert_allclose(one.ts, other.ts, rtol=1e-3)
+    np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("ts", [None, [1.0, 10.0, 50.0]])
+def test_lanes_take_the_steps_of_single_flows(ts):
+    """More flows than lanes, so that lanes are filled again; steps or a grid as rows."""
+    starts = [layers(eps, seed=i) for i, eps in enumerate(np.geomspace(1e-4, 1e-1, 7))]
+    trajs, order = together(starts, 50.0, width=3, ts=ts)
+    for start, traj in zip(starts, trajs, strict=True):
+        assert_same(traj, alone(start, 50.0, ts=ts))
+        assert all(traj.crossings.values())
+    assert order != sorted(order)  # small initializations take longer, and began first
+
+
+@pytest.mark.parametrize("solver", ["krylov", "stabilized", "tsit5"])
+def test_so_do_the_other_solvers(solver):
+    starts = [layers(eps, seed=i) for i, eps in enumerate((1e-3, 1e-2, 1e-1))]
+    trajs, _ = together(starts, 20.0, width=3, solver=solver)
+    for start, traj in zip(starts, trajs, strict=True):
+        assert_same(traj, alone(start, 20.0, solver=solver))
+
+
+def test_one_that_differs_in_shape_or_loss_runs_too():
+    def bowl(params, data):
+        return jnp.sum(params[0] ** 2)
+
+    other = td.Problem(bowl), [jnp.array([[1.0, 2.0], [0.5, 1.0]])]
+    starts = [layers(1e-2), layers(1e-2, size=4), other, layers(1e-1)]
+    trajs, order = together(starts, 20.0, width=2)
+    for start, traj in zip(starts, trajs, strict=True):
+        assert_same(traj, alone(start, 20.0))
+    assert set(order[:2]) == {1, 2}  # they went first: their lane stayed free
+
+
+def quartic(params, data):
+    """Blows up from above √(1/data), decays from below."""
+    return jnp.sum(0.5 * params**2 - 0.25 * data * params**4)
+
+
+def test_what_happens_in_one_lane_is_its_own_affair():
+    """One blows up, one uses up its steps, the others decay."""
+    starts = [(td.Problem(quartic, jnp.array(1.0)), jnp.array([x])) for x in (0.5, 2.0, 0.1, 0.9)]
+    trajs, _ = together(starts, 30.0, width=4, crossings={})
+    assert [traj.status for traj in trajs] == ["done", "blew up", "done", "done"]
+    for start, traj in zip(starts, trajs, strict=True):
+        assert_same(traj, alone(start, 30.0, crossings={}))
+    trajs, _ = together(starts, 30.0, width=4, crossings={}, max_steps=20)
+    assert "step limit" in [traj.status for traj in trajs]
+    for start, traj in zip(starts, trajs, strict=True):
+        assert_same(traj, alone(start, 30.0, crossings={}, max_steps=20))
+
+
+def test_a_strained_lane_goes_on_alone_and_chooses_as_it_would_alone():
+    """Three layers with three learned modes have more outliers than the first rank deflates."""
+    starts = [layers(eps, size=6, seed=i, depth=3) for i, eps in enumerate((1e-2, 3e-2))]
+    trajs, _ = together(starts, 1000.0, width=2, crossings={"last": ("loss", 0.1)})
+    for start, traj in zip(starts, trajs, strict=True):
+        assert_same(traj, alone(start, 1000.0, crossings={"last": ("loss", 0.1)}))
+    assert any(len(traj.stats["choices"]) > 1 for traj in trajs)
+
+
+def test_nothing_to_do():
+    assert list(drive_together(lambda: None, 4)) == []
+
+
+def test_lanes_share_their_program():
+    """A second batch, with other data and starts, compiles nothing."""
+    together([layers(eps) for eps in (1e-3, 1e-2)], 10.0, width=2)
+    programs = module._several_steps_in_lanes._cached._cache_size()
+    together([layers(eps, seed=5) for eps in (2e-3, 3e-2)], 11.0, width=2)
+    assert module._several_steps_in_lanes._cached._cache_size() == programs
+    together([layers(eps, seed=5) for eps in (1e-3, 2e-3, 3e-2, 0.1, 0.1)], 11.0, width=5)
+    assert module._several_steps_in_lanes._cached._cache_size() == programs + 1

@@ -1,0 +1,80 @@
+"""The checks of Focus and Dilution hold on the flow, and each claim fails on at least one flow that is wrong."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+from wrong_flows import another_chain, cut_short, large_start, loosely_solved, mirrored_chain, weak_attention
+
+from thetadot.models import attention
+from thetadot.theory import focus_dilution as fd
+
+# The wrong flows that between them make every claim of a check fail.
+CONTROLS = {
+    "check_condensation": (large_start,),
+    "check_second_saddle": (another_chain,),
+    "check_timing": (another_chain,),
+    "check_attention_growth": (mirrored_chain,),
+    "check_dilution": (cut_short,),
+    "check_degenerate_point": (cut_short,),
+    "check_transverse_rates": (cut_short,),
+    "check_escape": (cut_short,),
+    "check_staircase": (cut_short, loosely_solved),
+    "check_linearization": (another_chain,),
+    "check_number_of_samples": (another_chain,),
+}
+BY_NAME: dict[str, Any] = {check.__name__: check for check in fd.CHECKS}
+QUICK = ("check_condensation", "check_second_saddle", "check_saddle_spectrum")  # the others take minutes together
+
+
+def marked(names):
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@cache
+def claims(name):
+    """The checks of the true flow, measured once."""
+    return BY_NAME[name]()
+
+
+@pytest.mark.parametrize("name", marked(BY_NAME))
+def test_the_claims_hold(name):
+    checks = claims(name)
+    assert checks and not [check for check in checks if not check.passed]
+    assert all(check.reference.startswith("arXiv:2605.01199, ") for check in checks)
+
+
+@pytest.mark.parametrize("name", marked(CONTROLS))
+def test_every_claim_fails_on_a_wrong_flow(name):
+    left = None
+    for wrong in CONTROLS[name]:
+        held = {check.claim for check in BY_NAME[name](wrong) if check.passed}
+        left = held if left is None else left & held
+    assert left == set()
+
+
+def test_the_spectrum_at_the_saddle_sees_a_weaker_attention(monkeypatch):
+    monkeypatch.setattr(attention, "population_loss", weak_attention)
+    (check,) = fd.check_saddle_spectrum()
+    assert not check.passed
+
+
+@pytest.mark.slow
+def test_the_length_of_contexts_sees_a_wrong_limit(monkeypatch):
+    """Against the population's loss of the opposite attention the gap stays, whatever the length."""
+    right = attention.attention
+    monkeypatch.setattr(attention, "attention", lambda p, data: right(p, data, logit_scale=-1.0))
+    (check,) = fd.check_length_of_contexts()
+    assert not check.passed
+
+
+def test_every_check_has_a_control():
+    own = {"check_saddle_spectrum", "check_length_of_contexts"}  # the two tests above
+    assert set(CONTROLS) | own == set(BY_NAME)
+
+
+@pytest.mark.slow
+def test_no_two_claims_are_the_same():
+    checks = [check for name in BY_NAME for check in claims(name)]
+    assert len(checks) > 60 and len({check.claim for check in checks}) == len(checks)
+    assert {check.status for check in checks} == {"reported", "derived"}
