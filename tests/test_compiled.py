@@ -25,9 +25,16 @@ def options(monkeypatch):
         return call
 
     monkeypatch.setattr(module.eqx, "filter_jit", spy)
-    module._knows_haste.cache_clear()
-    yield told
-    module._knows_haste.cache_clear()
+    yield from _forgetting(told)
+
+
+def _forgetting(value):
+    """What is cached before and after is not that of the other tests."""
+    for cached in (module._knows_haste, module.jitted):
+        cached.cache_clear()
+    yield value
+    for cached in (module._knows_haste, module.jitted):
+        cached.cache_clear()
 
 
 def double(flow, problem, params):

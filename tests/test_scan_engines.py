@@ -14,6 +14,7 @@ import xarray as xr
 import thetadot as td
 from scans import MEASURE, OBSERVABLES, die, make, scan_everywhere
 from thetadot.scan import engines
+from thetadot.scan.lane import Job
 
 HERE = Path(__file__).parent
 X0 = np.linspace(0.02, 0.3, 5)
@@ -69,10 +70,11 @@ def test_what_cannot_be_sent_is_refused_in_a_sentence(monkeypatch):
 
 
 def test_an_executor_is_one_and_the_only_engine():
+    job = Job(make, {"x0": X0}, 8.0, {}, {}, {}, "auto", 1e-6, False, 1000, True)
     with pytest.raises(ValueError, match=r"client.get_executor\(\)"):
-        engines.choose_engine("auto", 4)
+        engines.choose_engine("auto", 4, job, None)
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="leave `engine`='threads' out"):
-        engines.choose_engine("threads", executor)
+        engines.choose_engine("threads", executor, job, None)
 
 
 def test_there_is_one_thread_a_device_or_a_core(monkeypatch):

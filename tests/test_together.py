@@ -65,7 +65,7 @@ def test_lanes_take_the_steps_of_single_flows(ts):
     assert order != sorted(order)  # small initializations take longer, and began first
 
 
-@pytest.mark.parametrize("solver", ["krylov", "stabilized", "tsit5"])
+@pytest.mark.parametrize("solver", [pytest.param("krylov", marks=pytest.mark.slow), "stabilized", "tsit5"])
 def test_so_do_the_other_solvers(solver):
     starts = [layers(eps, seed=i) for i, eps in enumerate((1e-3, 1e-2, 1e-1))]
     trajs, _ = together(starts, 20.0, width=3, solver=solver)
@@ -79,10 +79,28 @@ def test_one_that_differs_in_shape_or_loss_runs_too():
 
     other = td.Problem(bowl), [jnp.array([[1.0, 2.0], [0.5, 1.0]])]
     starts = [layers(1e-2), layers(1e-2, size=4), other, layers(1e-1)]
-    trajs, order = together(starts, 20.0, width=2)
+    trajs, _ = together(starts, 20.0, width=2)
     for start, traj in zip(starts, trajs, strict=True):
         assert_same(traj, alone(start, 20.0))
-    assert set(order[:2]) == {1, 2}  # they went first: their lane stayed free
+
+
+def test_each_kind_of_flow_has_its_own_batch(monkeypatch):
+    """Two kinds, one after the other, both run side by side."""
+    made = []
+    monkeypatch.setattr(module._Batch, "advance", _noting(module._Batch.advance, made))
+    starts = [layers(eps, size=size, seed=i) for size in (3, 4) for i, eps in enumerate(np.geomspace(1e-3, 1e-1, 4))]
+    trajs, _ = together(starts, 20.0, width=2)
+    for start, traj in zip(starts, trajs, strict=True):
+        assert_same(traj, alone(start, 20.0))
+    assert len({str(batch.signature[1]) for batch in made}) == 2  # shapes
+
+
+def _noting(advance, made):
+    def noting(batch):
+        made.append(batch)
+        return advance(batch)
+
+    return noting
 
 
 def quartic(params, data):
@@ -119,8 +137,9 @@ def test_nothing_to_do():
 def test_lanes_share_their_program():
     """A second batch, with other data and starts, compiles nothing."""
     together([layers(eps) for eps in (1e-3, 1e-2)], 10.0, width=2)
-    programs = module._several_steps_in_lanes._cached._cache_size()
+    jitted = module.jitted(module._several_steps_in_lanes, True)
+    programs = jitted._cached._cache_size()
     together([layers(eps, seed=5) for eps in (2e-3, 3e-2)], 11.0, width=2)
-    assert module._several_steps_in_lanes._cached._cache_size() == programs
+    assert jitted._cached._cache_size() == programs
     together([layers(eps, seed=5) for eps in (1e-3, 2e-3, 3e-2, 0.1, 0.1)], 11.0, width=5)
-    assert module._several_steps_in_lanes._cached._cache_size() == programs + 1
+    assert jitted._cached._cache_size() == programs + 1

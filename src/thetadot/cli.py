@@ -1,4 +1,4 @@
-"""The command line: `thetadot list | run | check | plot`.
+"""The command line: `thetadot list | run | scan | check | plot`.
 
 Each command is a dataclass whose fields are its options and whose call does the work. The options of
 `run EXPERIMENT` are that experiment's fields, so nothing can be asked here that the library does not offer.
@@ -23,13 +23,13 @@ from typing import Annotated, Any, Generic, TypeVar, Union
 import jax
 import tyro
 from platformdirs import user_cache_path
-from rich.console import Console
 from rich.table import Table
 
 from thetadot import report
 from thetadot.cli_check import check_claims
+from thetadot.cli_scan import ScanExperiment
 from thetadot.experiments import EXPERIMENTS, name_of, run
-from thetadot.progress import Report, describe
+from thetadot.progress import Report, console, describe
 from thetadot.stages import find_stages
 
 E = TypeVar("E")
@@ -64,7 +64,7 @@ class RunExperiment(Generic[E]):
         name, output = name_of(self.experiment), self.output
         folder = output.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
         with report.new_folder(folder) as partial:
-            with _console(stderr=True).status("compiling") as status:
+            with console(stderr=True).status("compiling") as status:
                 Thread(target=_import_the_rest, args=(output.figures,), daemon=True).start()
                 traj = run(self.experiment, progress=lambda now: status.update(_progress_line(now)))
                 status.update("saving")
@@ -72,20 +72,20 @@ class RunExperiment(Generic[E]):
         if output.json:
             sys.stdout.write(report.to_json(summary | {"folder": str(folder)}) + "\n")
         else:
-            out = _console()
+            out = console()
             out.print(report.stage_table(find_stages(traj), summary["plateaus"], f"stages of {name}"))
             end = f"{traj.result} Loss {traj.stats['loss1']:.9g}."
             out.print(f"{end}\n{_cost(traj.stats)}\nsaved in {folder}", soft_wrap=True)
         if traj.status in ("done", "stopped"):
             return 0
-        _console(stderr=True).print(f"thetadot: {traj.result}", soft_wrap=True)
+        console(stderr=True).print(f"thetadot: {traj.result}", soft_wrap=True)
         return 1
 
 
-def _union(classes: dict[str, type]) -> Any:
+def _union(classes: dict[str, type], command: Any) -> Any:
     """The type "one of these experiments", each a subcommand of its name."""
     commands = (
-        Annotated[RunExperiment[cls], tyro.conf.subcommand(name, description=cls.__doc__)]  # type: ignore[valid-type]
+        Annotated[command[cls], tyro.conf.subcommand(name, description=cls.__doc__)]  # type: ignore[valid-type]
         for name, cls in classes.items()
     )
     return Union[tuple(commands)]  # noqa: UP007  (the members are known at run time only)
@@ -95,10 +95,21 @@ def _union(classes: dict[str, type]) -> Any:
 class Run:
     """Solve an experiment's flow, show its stages, and save data and figures."""
 
-    experiment: Annotated[_union(EXPERIMENTS), tyro.conf.arg(name="")]  # type: ignore[valid-type]
+    experiment: Annotated[_union(EXPERIMENTS, RunExperiment), tyro.conf.arg(name="")]  # type: ignore[valid-type]
 
     def __call__(self) -> int:
         """Run the chosen experiment."""
+        return self.experiment()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Solve an experiment at every point of a grid, fit laws to its escape times, and draw them."""
+
+    experiment: Annotated[_union(EXPERIMENTS, ScanExperiment), tyro.conf.arg(name="")]  # type: ignore[valid-type]
+
+    def __call__(self) -> int:
+        """Scan the chosen experiment."""
         return self.experiment()
 
 
@@ -121,7 +132,7 @@ class List:
         table = Table("experiment", "what it shows", "reference")
         for row in rows:
             table.add_row(*row.values())
-        _console().print(table)
+        console().print(table)
         return 0
 
 
@@ -136,7 +147,7 @@ class CheckClaims:
 
     def __call__(self) -> int:
         """Check, and exit with 1 if a claim fails."""
-        return check_claims(self.names, self.json, out=_console(), log=_console(stderr=True))
+        return check_claims(self.names, self.json, out=console(), log=console(stderr=True))
 
 
 @dataclass(frozen=True)
@@ -157,13 +168,14 @@ class Plot:
         if self.json:
             sys.stdout.write(report.to_json({"figures": files}) + "\n")
         else:
-            _console().print("\n".join(files), soft_wrap=True)
+            console().print("\n".join(files), soft_wrap=True)
         return 0
 
 
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Scan, tyro.conf.subcommand("scan")]
     | Annotated[CheckClaims, tyro.conf.subcommand("check")]
     | Annotated[Plot, tyro.conf.subcommand("plot")]
 )
@@ -197,10 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if isinstance(error, ValueError) and not _is_refusal(error):
             raise
-        _console(stderr=True).print(f"thetadot: {error}", soft_wrap=True)
+        console(stderr=True).print(f"thetadot: {error}", soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        _console(stderr=True).print("thetadot: interrupted; nothing was saved.")
+        console(stderr=True).print("thetadot: interrupted; nothing was saved.")
         return 130
 
 
@@ -223,7 +235,7 @@ def keep_compiled() -> Path | None:
 
 def _check_experiment(argv: list[str]) -> None:
     """Name the experiments where an unknown one is asked for (tyro's own message says less)."""
-    if len(argv) > 1 and argv[0] == "run" and not argv[1].startswith("-") and argv[1] not in EXPERIMENTS:
+    if len(argv) > 1 and argv[0] in ("run", "scan") and not argv[1].startswith("-") and argv[1] not in EXPERIMENTS:
         raise ValueError(f"there is no experiment {argv[1]!r}: choose one of {', '.join(EXPERIMENTS)}.")
 
 
@@ -233,11 +245,6 @@ def _is_refusal(error: ValueError) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("thetadot")
-
-
-def _console(*, stderr: bool = False) -> Console:
-    """A console on the present stdout or stderr that prints text as it is."""
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def _import_the_rest(figures: bool) -> None:

@@ -2,9 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from rich.console import Console  # imported where it is used: half a second
 
 
 class Report(NamedTuple):
@@ -28,10 +31,9 @@ def live_line(progress: bool | Callable[[Report], None]) -> Iterator[Callable[[R
     elif callable(progress):
         yield progress
     else:
-        from rich.console import Console
         from rich.live import Live
 
-        with Live(console=Console(stderr=True), refresh_per_second=8, transient=True) as live:
+        with Live(console=console(stderr=True), refresh_per_second=8, transient=True) as live:
             yield lambda report: live.update(describe(report))
 
 
@@ -41,3 +43,10 @@ def describe(report: Report) -> str:
         f"t = {report.t:.6g} of {report.t1:.6g}   loss {report.loss:.6g}   ‖∇L‖ {report.grad_norm:.2e}   "
         f"{report.num_steps} steps, {report.steps_per_s:.0f}/s"
     )
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A console on the present stdout or stderr that prints text as it is."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)

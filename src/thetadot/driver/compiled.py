@@ -17,25 +17,37 @@ _SMALL = 2048  # numbers in the parameters and the data
 
 
 def compiled(fn: Callable) -> Callable:
-    """`fn(flow, problem, …)` under jit; in haste if the arrays it works on are small and run on a CPU."""
-    careful = eqx.filter_jit(fn)
-
-    @cache
-    def hasty():
-        return eqx.filter_jit(fn, compiler_options=HASTE)  # pyright: ignore[reportCallIssue]
+    """`fn(flow, problem, state, …)` under jit; in haste if the arrays it works on are small and run on a CPU."""
 
     @wraps(fn)
     def call(flow, problem, state, *rest):
-        small = is_small(problem, getattr(state, "params", state))
-        return (hasty() if small else careful)(flow, problem, state, *rest)
+        haste = in_haste(problem, getattr(state, "params", state))
+        return jitted(fn, haste)(flow, problem, state, *rest)
 
     return call
 
 
+@cache
+def jitted(fn: Callable, haste: bool) -> Callable:
+    """`fn` under jit, compiled in haste or with care."""
+    if haste:
+        return eqx.filter_jit(fn, compiler_options=HASTE)  # pyright: ignore[reportCallIssue]
+    return eqx.filter_jit(fn)
+
+
+def in_haste(problem: Problem, params: PyTree, lanes: int = 1) -> bool:
+    """Whether to compile in haste what works on so many lanes at once."""
+    return lanes * num_numbers(problem, params) < _SMALL and _knows_haste()
+
+
 def is_small(problem: Problem, params: PyTree) -> bool:
-    """Whether haste is the better choice."""
-    arrays = (leaf for leaf in jax.tree.leaves((problem, params)) if eqx.is_array(leaf))
-    return sum(jnp.size(leaf) for leaf in arrays) < _SMALL and _knows_haste()
+    """Whether a gradient is mostly the overhead of its many kernels."""
+    return num_numbers(problem, params) < _SMALL
+
+
+def num_numbers(problem: Problem, params: PyTree) -> int:
+    """Numbers in the parameters and the data."""
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves((problem, params)) if eqx.is_array(leaf))
 
 
 @cache

@@ -133,10 +133,11 @@ class Run:
         """Keeps what a chunk recorded."""
         count = int(rows.count)
         if count:
-            series = {name: np.asarray(x[:count]) for name, x in rows.series.items()}
-            self._append(np.asarray(rows.ts[:count]), series)
+            series = {name: np.asarray(x)[:count].copy() for name, x in rows.series.items()}
+            self._append(np.asarray(rows.ts)[:count].copy(), series)
+        which, times = np.asarray(rows.crossing), np.asarray(rows.crossing_ts)
         for i in range(int(rows.num_crossings)):
-            self.crossing_ts[int(rows.crossing[i])].append(float(rows.crossing_ts[i]))
+            self.crossing_ts[which[i]].append(float(times[i]))
 
     def _relieve(self) -> None:
         """Measures the outlying curvature and takes the rank, or the method, that it asks for."""

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..progress import Report
+from .compiled import in_haste, jitted
 from .host import Run, one_lapack_thread
 from .loop import several_steps
 
@@ -30,33 +31,30 @@ def drive_together(
 ) -> Iterator[Run]:
     """Drives flows that have begun, at most `width` at a time, and yields each when it has ended.
 
-    Those that cannot share a program with the first, for their shapes, their loss or their solver, run one by one.
+    A flow that cannot share its program with those before it, for its shapes, its loss or its solver, waits until they
+    have ended and then begins a batch of its own.
 
     Args:
         take: returns the next flow, or None while there is none. It is asked again after flows have ended.
-        width: of the batch.
+        width: of a batch.
         show: as in `Run.drive`, for flows that run alone.
     """
-    batch = None
+    batch = run = None
     with one_lapack_thread():
-        while True:
-            few = False
-            while not few and (batch is None or batch.free()):
-                run = take()
-                if run is None:
-                    few = batch is None or _ALONE * len(batch.active()) < width
-                    break
-                if batch is None or _signature(run) == batch.signature:
-                    batch = batch or _Batch(run, width)
+        while (run := run or take()) is not None or (batch and batch.active()):
+            if run is not None:
+                batch = batch if batch and batch.active() else _Batch(run, width)
+                if batch.free() and _signature(run) == batch.signature:
                     batch.put(run)
-                else:
-                    run.drive(show)
-                    yield run
-            if batch is None or not batch.active():
-                return
-            for run in batch.take_out(batch.active()) if few else batch.advance():
-                run.drive(show)
-                yield run
+                    run = None
+                    if batch.free():
+                        continue
+            assert batch is not None
+            # Few are left where nobody can take the free places.
+            few = bool(batch.free()) and _ALONE * len(batch.active()) < width
+            for ended in batch.take_out(batch.active()) if few else batch.advance():
+                ended.drive(show)
+                yield ended
 
 
 class _Batch:
@@ -65,6 +63,7 @@ class _Batch:
     def __init__(self, run: Run, width: int):
         arrays, self.static = _split(run)
         self.signature = _signature(run)
+        self.program = jitted(_several_steps_in_lanes, in_haste(run.problem, run.state.params, width))
         self.slots: list[Run | None] = [None] * width
         self.arrays = jax.tree.map(lambda leaf: np.stack([leaf] * width), arrays)
 
@@ -95,7 +94,7 @@ class _Batch:
     def advance(self) -> list[Run]:
         """One chunk for every lane; takes out and returns those that ended, or must go on alone."""
         budgets = [0 if run is None else min(_CHUNK_STEPS, run.max_steps - run.num_steps) for run in self.slots]
-        out = _several_steps_in_lanes(self.static, self.arrays, np.array(budgets))
+        out = self.program(self.static, self.arrays, np.array(budgets))
         state, rows, strained = jax.tree.map(np.array, out)
         flow, problem, _, t1 = self.arrays
         self.arrays = flow, problem, state, t1
@@ -129,7 +128,6 @@ def _signature(run: Run) -> tuple:
     return jax.tree.structure(arrays), shapes, jax.tree.structure(static), jax.tree.leaves(static)
 
 
-@eqx.filter_jit
 def _several_steps_in_lanes(static: PyTree, arrays: PyTree, budgets) -> tuple:
     def one(arrays, budget):
         flow, problem, state, t1 = eqx.combine(arrays, static)

@@ -94,7 +94,7 @@ def sampled_loss(params: NamedParams, data: Data, logit_scale: float = 1.0) -> S
     `L = -(1/N) Σ_n log softmax(f(X_n))[y_n]`. A context enters only through the count of each token type and its last
     token i, which is itself part of the context: the softmax over positions puts `c_j e^{Φ_ij} / Σ_k c_k e^{Φ_ik}` on
     type j. This is `population_loss` with π replaced by the context's own frequencies, so the two agree up to
-    O(s^-1/2) + O(N^-1/2) when the contexts are stationary.
+    O(1/s) + O(N^-1/2) when the contexts are stationary.
 
     Args:
         params: The four weight matrices.

@@ -10,6 +10,7 @@
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -22,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import diffrax as dfx
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ..flow import check_rtol
-from ..problem import Observable
+from ..problem import Observable, Problem
 from ..provenance import provenance
 from ..solvers import choose_solver
 from .engines import Lanes, choose_engine
@@ -72,7 +74,8 @@ def scan(
         store: a Zarr folder that lanes are written to as they finish. The same call goes on from what is there.
         executor: a `concurrent.futures.Executor` whose workers run blocks of lanes: a process pool, or
             `client.get_executor()` of a Dask cluster. Default: threads of this process.
-        engine: "auto" or the name of one of `thetadot.scan.engines.ENGINES`.
+        engine: "threads", lanes one by one on every core; "batches", lanes side by side under one `vmap` on every core
+            or device; or "auto", which takes batches where lanes are even and steps are mostly overhead.
         solver: as in `gradient_flow`.
         rtol: as in `gradient_flow`.
         errors: solve each lane with crossings twice more, at `rtol`/10 and `rtol`/100, for the errors of their times
@@ -96,9 +99,10 @@ def scan(
     _check_settings(t1, solver, rtol, max_steps)
     x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
     job = Job(make, axes, t1, crossings, functions, observables, solver, float(rtol), errors, max_steps, x64)
-    run = choose_engine(engine, executor)
+    first = _first(job)
+    run = choose_engine(engine, executor, job, first)
     path = None if store is None else Path(store)
-    attrs = {"configuration": json.dumps(_configuration(job)), "provenance": json.dumps(provenance())}
+    attrs = {"configuration": json.dumps(_configuration(job, first)), "provenance": json.dumps(provenance())}
     scalars = [name for crossing in crossings for name in (crossing, f"{crossing}_error")]
     group = open_store(path, axes, [*scalars, *STATS], attrs)
     if todo := pending(group):
@@ -154,11 +158,11 @@ def _check_settings(t1, solver, rtol, max_steps) -> None:
         raise ValueError(f"`scan(max_steps=...)` must be at least 1; got {max_steps}.")
 
 
-def _configuration(job: Job) -> dict[str, Any]:
+def _configuration(job: Job, first: tuple[Problem, PyTree] | None) -> dict[str, Any]:
     """What decides the numbers of a scan, as JSON: functions by their qualified names."""
     return {
         "make": _name(job.make),
-        "loss": _loss_name(job),
+        "loss": first and _name(first[0].loss_fn),
         "axes": list(job.axes),
         **{f"grid[{name!r}]": values.tolist() for name, values in job.axes.items()},
         "t1": _name(job.t1) if callable(job.t1) else job.t1,
@@ -174,21 +178,26 @@ def _configuration(job: Job) -> dict[str, Any]:
 
 
 def _name(fn: Callable) -> str:
-    """Its qualified name; that of its class where it has none. A script is called as it would be when imported."""
+    """Its qualified name; that of its class where it has none, or all that a dataclass holds.
+
+    A script is called as it would be when imported.
+    """
+    if dataclasses.is_dataclass(fn):
+        return repr(fn)
     named = fn if hasattr(fn, "__qualname__") else type(fn)
     script = getattr(sys.modules["__main__"], "__file__", None) if named.__module__ == "__main__" else None
     return f"{Path(script).stem if script else named.__module__}.{named.__qualname__}"
 
 
-def _loss_name(job: Job) -> str | None:
-    """The loss at the first point; None where `make` fails there, as its lane will tell.
+def _first(job: Job) -> tuple[Problem, PyTree] | None:
+    """What `make` returns at the first point; None where `make` fails there, as its lane will tell.
 
     Raises:
         ValueError: `make` does not return the same functions when it is called again.
     """
     point = point_at(job.axes, 0)
     try:
-        one, again = made(job.make, point)[0], made(job.make, point)[0]
+        (one, params0), (again, _) = made(job.make, point), made(job.make, point)
     except (Exception, SystemExit):
         return None
     if jax.tree.structure(one) != jax.tree.structure(again):
@@ -196,4 +205,4 @@ def _loss_name(job: Job) -> str | None:
             "`make` returns new functions at each call, so that every lane would compile for seconds: define the loss "
             "and the conserved quantities once, outside of it, and let `data` vary."
         )
-    return _name(one.loss_fn)
+    return one, params0

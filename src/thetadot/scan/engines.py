@@ -15,9 +15,16 @@ from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Event, Thread
 
+import diffrax as dfx
 import jax
+from jaxtyping import PyTree
 
-from .lane import Interrupted, Job, Row, run_lane
+from ..driver import Run, drive_together, is_small
+from ..flow import Ongoing
+from ..problem import Problem
+from ..progress import Report
+from ..solvers import choose_solver
+from .lane import Interrupted, Job, Lane, Row, run_lane
 
 Lanes = Generator[tuple[int, Row], None, None]
 Engine = Callable[[Job, Sequence[int]], Lanes]
@@ -25,26 +32,88 @@ Engine = Callable[[Job, Sequence[int]], Lanes]
 _BLOCK = 64  # lanes, at most, that an executor is given at once
 _BLOCKS = 64  # at least, that a scan is cut into
 _BLOCK_S = 5.0  # after which a block comes back with what it has: more would be lost with its worker
+_WIDTHS = {"cpu": 16}  # lanes of a batch, by backend
+_WIDE = 1024  # on others
 _PATIENCE_S = 4.0  # for threads to leave their lanes after an interrupt; one that compiles cannot leave at once
+
+
+Take = Callable[[], int | None]  # the next lane to do, None if there is no more
+Put = Callable[[tuple[int, Row]], None]
+Check = Callable[[Report | None], None]  # raises `Interrupted` when the scan is over
 
 
 def threads(job: Job, lanes: Sequence[int]) -> Lanes:
     """Lanes one by one on every core, or on every device where there are several."""
+    return _spread(partial(_one_by_one, job), lanes)
+
+
+def batches(job: Job, lanes: Sequence[int]) -> Lanes:
+    """Lanes side by side under one `vmap` on every core, or on every device where there are several."""
+    return _spread(partial(_side_by_side, job), lanes)
+
+
+def _one_by_one(job: Job, take: Take, put: Put, check: Check) -> None:
+    while (lane := take()) is not None:
+        put((lane, run_lane(job, lane, check)))
+
+
+def _side_by_side(job: Job, take: Take, put: Put, check: Check) -> None:
+    ongoing: dict[int, tuple[Lane, Ongoing]] = {}  # by the identity of their runs
+    tighter: deque[Lane] = deque()  # lanes that go on at the next tolerance
+
+    def next_run() -> Run | None:
+        check(None)
+        while (lane := _next_lane(job, tighter, take)) is not None:
+            flow = lane.begin()
+            if flow is not None:
+                ongoing[id(flow.run)] = lane, flow
+                return flow.run
+            put((lane.number, lane.row()))
+        return None
+
+    try:
+        with jax.enable_x64(job.x64):
+            for run in drive_together(next_run, _WIDTHS.get(jax.default_backend(), _WIDE), check):
+                lane, flow = ongoing.pop(id(run))
+                if lane.end(flow):
+                    tighter.append(lane)
+                else:
+                    put((lane.number, lane.row()))
+    except Interrupted:
+        raise
+    except (Exception, SystemExit):  # something that cannot run under `vmap`, perhaps: each lane alone tells what
+        for lane in [*(lane for lane, _ in ongoing.values()), *tighter]:
+            put((lane.number, run_lane(job, lane.number, check)))
+        _one_by_one(job, take, put, check)
+
+
+def _next_lane(job: Job, tighter: deque[Lane], take: Take) -> Lane | None:
+    if tighter:
+        return tighter.popleft()
+    number = take()
+    return None if number is None else Lane(job, number)
+
+
+def _spread(work: Callable[[Take, Put, Check], None], lanes: Sequence[int]) -> Lanes:
+    """Lanes through `work`, which runs in a thread on every core or device."""
     todo, results, stop = deque(lanes), SimpleQueue(), Event()
 
-    def check(report):
+    def take() -> int | None:
+        with contextlib.suppress(IndexError):
+            return None if stop.is_set() else todo.popleft()
+        return None
+
+    def check(report: Report | None) -> None:
         del report
         if stop.is_set():
             raise Interrupted
 
-    def work(device):
+    def run(device):
         place = jax.default_device(device) if device else contextlib.nullcontext()
-        with contextlib.suppress(IndexError, Interrupted), place:
-            while not stop.is_set():
-                lane = todo.popleft()
-                results.put((lane, run_lane(job, lane, check)))
+        with contextlib.suppress(Interrupted), place:
+            work(take, results.put, check)
 
-    workers = [Thread(target=work, args=(place,), daemon=True) for place in _places()[: len(lanes)]]
+    workers = [Thread(target=run, args=(place,), daemon=True) for place in _places()[: len(lanes)]]
     try:
         for worker in workers:
             worker.start()
@@ -136,11 +205,11 @@ def _pickler():
     return cloudpickle
 
 
-ENGINES: dict[str, Engine] = {"threads": threads}
+ENGINES: dict[str, Engine] = {"threads": threads, "batches": batches}
 
 
-def choose_engine(engine: str, executor) -> Engine:
-    """The engine of that name; an executor is one by itself."""
+def choose_engine(engine: str, executor, job: Job, first: tuple[Problem, PyTree] | None) -> Engine:
+    """The engine of that name; an executor is one by itself. "auto" chooses by the flow at the `first` point."""
     if executor is not None:
         if not isinstance(executor, Executor):
             raise ValueError(
@@ -152,4 +221,16 @@ def choose_engine(engine: str, executor) -> Engine:
         return partial(blocks, executor)
     if engine != "auto" and engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}: choose one of auto, {', '.join(ENGINES)}.")
-    return ENGINES["threads" if engine == "auto" else engine]
+    if engine == "auto":
+        return batches if first is not None and _gains_from_batches(job, *first) else threads
+    return ENGINES[engine]
+
+
+def _gains_from_batches(job: Job, problem: Problem, params0: PyTree) -> bool:
+    """Whether lanes take about equally many steps, each of which costs more in overhead than in arithmetic.
+
+    Explicit steps are as short as the flow is stiff, so that lanes of different scales end at very different times. On
+    an accelerator everything is overhead.
+    """
+    even = not isinstance(choose_solver(job.solver), dfx.AbstractERK)
+    return even and (jax.default_backend() != "cpu" or is_small(problem, params0))

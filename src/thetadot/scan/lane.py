@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..flow import gradient_flow
+from ..flow import Ongoing, begin_flow, end_flow
 from ..problem import Observable, Problem
 from ..progress import Report
 from ..stages import LADDER, check_ladder, first_times
@@ -43,49 +43,79 @@ class Job(NamedTuple):
     x64: bool
 
 
-def run_lane(job: Job, lane: int, check: Callable[[Report], None] | None = None) -> Row:
-    """Solves a lane. Whatever goes wrong in it is told by its `status` and `result`.
+class Lane:
+    """A lane in progress: its flow at `rtol`, and then, for the errors of its crossing times, at tighter tolerances.
+
+    Whatever goes wrong in it is told by its `status` and `result`.
+    """
+
+    def __init__(self, job: Job, number: int):
+        self.job, self.number, self.start = job, number, time.perf_counter()
+        self.trajs: list[Trajectory] = []
+        self.failure: Row | None = None
+        self.made: tuple[Problem, PyTree, float] | None = None
+
+    def begin(self) -> Ongoing | None:
+        """The next flow, begun; None if that failed."""
+        try:
+            return self._begin()
+        except (Exception, SystemExit) as error:
+            self.failure = _failed("Failed", error)
+            return None
+
+    def _begin(self) -> Ongoing:
+        job = self.job
+        problem, params0, t1 = self.made = self.made or _point(job, self.number)
+        # One choice of rows for all tolerances: they share their compiled code.
+        ts, rtol = None if job.functions else [t1], LADDER[len(self.trajs)] * job.rtol
+        return begin_flow(
+            problem, params0, t1, ts, job.observables, job.crossings, None, job.solver, rtol, job.max_steps
+        )
+
+    def end(self, ongoing: Ongoing) -> bool:
+        """Keeps the trajectory of a flow that was driven to its end; returns whether there is another to do."""
+        self.trajs.append(end_flow(ongoing))
+        wanted = self.job.errors and any(self.trajs[0].crossings.values())
+        return len(self.trajs) < (len(LADDER) if wanted else 1)
+
+    def row(self) -> Row:
+        """All that the lane leaves behind."""
+        row = self.failure or self._measured()
+        return row | {"wall_s": time.perf_counter() - self.start}
+
+    def _measured(self) -> Row:
+        row = _outcome(self.trajs[0])
+        for name, first in first_times(self.trajs).items():
+            row |= {name: first.value, f"{name}_error": first.error}
+        return row | _functions(self.job.functions, self.trajs[0])
+
+
+def run_lane(job: Job, number: int, check: Callable[[Report], None] | None = None) -> Row:
+    """Solves a lane.
 
     `check` is called between compiled chunks and may raise `Interrupted`, which alone is passed on.
     """
-    began = time.perf_counter()
-    try:
-        with jax.enable_x64(job.x64):  # neither threads nor spawned processes inherit it
-            row = _solve(job, point_at(job.axes, lane), check)
-    except Interrupted:
-        raise
-    except (Exception, SystemExit) as error:
-        row = _failed("Failed", error)
-    return row | {"wall_s": time.perf_counter() - began}
+    with jax.enable_x64(job.x64):  # neither threads nor spawned processes inherit it
+        lane = Lane(job, number)
+        try:
+            while (ongoing := lane.begin()) is not None:
+                ongoing.run.drive(check)
+                if not lane.end(ongoing):
+                    break
+        except Interrupted:
+            raise
+        except (Exception, SystemExit) as error:
+            lane.failure = _failed("Failed", error)
+        return lane.row()
 
 
-def _solve(job: Job, point: dict[str, Any], check: Callable[[Report], None] | None) -> Row:
+def _point(job: Job, number: int) -> tuple[Problem, PyTree, float]:
+    """Problem, start and end of a lane."""
+    point = point_at(job.axes, number)
     problem, params0 = made(job.make, point)
     if job.errors and job.crossings:
         check_ladder(job.rtol, params0)
-    t1 = float(job.t1(**point) if callable(job.t1) else job.t1)
-
-    def solve(rtol: float) -> Trajectory:
-        return gradient_flow(
-            problem,
-            params0,
-            t1,
-            ts=None if job.functions else [t1],  # one choice for all rungs: they share their compiled code
-            observables=job.observables,
-            crossings=job.crossings,
-            solver=job.solver,
-            rtol=rtol,
-            progress=check or False,
-            max_steps=job.max_steps,
-        )
-
-    traj = solve(job.rtol)
-    wanted = job.errors and any(traj.crossings.values())
-    better = [solve(rung * job.rtol) for rung in LADDER[1:]] if wanted else []
-    row = _outcome(traj)
-    for name, first in first_times([traj, *better]).items():
-        row |= {name: first.value, f"{name}_error": first.error}
-    return row | _measured(job.functions, traj)
+    return problem, params0, float(job.t1(**point) if callable(job.t1) else job.t1)
 
 
 def made(make: Callable, point: dict[str, Any]) -> tuple[Problem, PyTree]:
@@ -109,7 +139,7 @@ def _outcome(traj: Trajectory) -> Row:
     }
 
 
-def _measured(functions: Mapping[str, Callable], traj: Trajectory) -> Row:
+def _functions(functions: Mapping[str, Callable], traj: Trajectory) -> Row:
     """The functions of the trajectory; one that raises fails the lane and leaves its other numbers."""
     row: Row = {}
     for name, fn in functions.items():

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 _STARTING_ITERATIONS = 8  # of the block power method, before the first step
 _PASSES = 4  # of Cholesky QR at most
-_ORTHOGONAL = 100  # VᵀV − I in units of ε_machine that is good enough
+_ORTHOGONAL = 2 / 3  # VᵀV − I of the size ε_machine to this power is good enough: far below any tolerance
 _LAPACK_THREADS = 9216  # entries of a matrix from which OpenBLAS starts threads
 
 
@@ -73,7 +73,7 @@ def orthonormal(block: Float[Array, "P k"]) -> Float[Array, "P k"]:
 
     def unfinished(carry):
         _, gram, passes = carry
-        return (passes < _PASSES) & (jnp.max(jnp.abs(gram - eye)) > _ORTHOGONAL * jnp.finfo(block.dtype).eps)
+        return (passes < _PASSES) & (jnp.max(jnp.abs(gram - eye)) > jnp.finfo(block.dtype).eps ** _ORTHOGONAL)
 
     block = unit_columns(block)
     return jax.lax.while_loop(unfinished, improve, (block, gram_of(block), 0))[0]

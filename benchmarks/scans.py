@@ -1,0 +1,188 @@
+"""Scans: what an engine makes of many flows, against what else could run them.
+
+    python benchmarks/scans.py [--lanes 256] [--only even,uneven] [--engines batches,threads] [--deadline 300]
+
+Two scans. "even": attention flows (trace B) at scales over five decades, each some 150 of our steps. "uneven": three
+linear layers (trace A) up to T = 4/ε with explicit steps, whose numbers differ a hundredfold. Each engine runs in a
+process of its own, twice: the second time counts, the first one less that is what it compiled. Explicit rivals of the
+even scan need minutes a lane and run a few lanes, spread evenly; times a lane can be compared.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import thetadot as td
+from _apart import START_CLOCK, run_apart
+from _flows import trace_a, trace_b
+from _report import table
+from thetadot.problem import vector_field
+from thetadot.provenance import provenance
+from thetadot.solvers import DeflatedExponential, DisplacementController
+
+RTOL = 1e-3
+COLUMNS = {
+    "engine": "",
+    "lanes": "d",
+    "seconds": ".3g",
+    "compile_seconds": ".2g",
+    "ms_a_lane": ".3g",
+    "min_steps": "d",
+    "max_steps": "d",
+    "peak_mib": ".0f",
+    "note": "",
+}
+
+
+def attention(init_scale):
+    """The lane of the even scan."""
+    flow = trace_b(1.0)
+    return flow.problem, jax.tree.map(lambda leaf: init_scale * leaf, flow.params0)
+
+
+def layers(init_scale):
+    """The lane of the uneven scan."""
+    flow = trace_a(float(init_scale))
+    return flow.problem, flow.params0
+
+
+def plateaus(init_scale):
+    return 4 / init_scale
+
+
+SCANS: dict[str, dict[str, Any]] = {
+    "even": {"make": attention, "t1": 6000.0, "measure": {"last": ("loss", 0.565)}, "solver": "auto"},
+    "uneven": {"make": layers, "t1": plateaus, "measure": {"last": ("loss", 0.4)}, "solver": "tsit5"},
+}
+SCALES = {"even": (1e-6, 1e-1), "uneven": (1e-3, 1e-1)}
+
+
+def end_of(which: str, scale: float) -> float:
+    t1 = SCANS[which]["t1"]
+    return float(t1(scale) if callable(t1) else t1)
+
+
+def scales(which: str, num_lanes: int) -> np.ndarray:
+    return np.geomspace(*SCALES[which], num_lanes)
+
+
+def ours(which: str, num_lanes: int, **how) -> np.ndarray:
+    """Steps of each lane of `td.scan`."""
+    settings = SCANS[which]
+    ds = td.scan(grid={"init_scale": scales(which, num_lanes)}, rtol=RTOL, errors=False, **settings, **how)
+    assert np.all(ds.status == "done"), ds.result.values
+    return ds.num_steps.values
+
+
+def one_after_another(which: str, num_lanes: int) -> np.ndarray:
+    """A loop over compiled solves."""
+    make, _, measure, solver = SCANS[which].values()
+    steps = []
+    for scale in scales(which, num_lanes):
+        problem, params0 = make(scale)
+        end = end_of(which, scale)
+        traj = td.gradient_flow(problem, params0, end, [end], None, measure, solver=solver, rtol=RTOL)
+        steps.append(traj.stats["num_steps"])
+    return np.array(steps)
+
+
+def pool(which: str, num_lanes: int) -> np.ndarray:
+    """Spawned processes, as many as cores."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        return ours(which, num_lanes, executor=executor)
+
+
+def plain(which: str, num_lanes: int, solver, mapped) -> np.ndarray:
+    """`diffrax.diffeqsolve` under `jax.vmap` or `jax.lax.map`."""
+    made = [SCANS[which]["make"](scale) for scale in scales(which, num_lanes)]
+    problem = made[0][0]
+    ends = jnp.array([end_of(which, scale) for scale in scales(which, num_lanes)])
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params0 for _, params0 in made))
+    return np.asarray(_mapped(solver, mapped, problem, starts, ends))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _mapped(solver, mapped, problem, starts, ends):
+    def steps(lane):
+        params0, t1 = lane
+        controller = DisplacementController(RTOL)
+        term = dfx.ODETerm(vector_field)  # pyright: ignore[reportArgumentType]
+        solution = dfx.diffeqsolve(
+            term, solver, 0.0, t1, None, params0, problem, stepsize_controller=controller, max_steps=None, throw=False
+        )
+        return solution.stats["num_steps"]
+
+    return jax.vmap(steps)((starts, ends)) if mapped == "vmap" else jax.lax.map(steps, (starts, ends))
+
+
+ENGINES = {
+    "one after another": one_after_another,
+    "threads": partial(ours, engine="threads"),
+    "batches": partial(ours, engine="batches"),
+    "process pool": pool,
+    "vmap, our solver": partial(plain, solver=DeflatedExponential(8), mapped="vmap"),
+    "vmap, Tsit5": partial(plain, solver=dfx.Tsit5(), mapped="vmap"),
+    "lax.map, Tsit5": partial(plain, solver=dfx.Tsit5(), mapped="map"),
+}
+FEW = {("even", "vmap, Tsit5"): 4, ("even", "lax.map, Tsit5"): 2}
+LEFT_OUT = {("uneven", "vmap, our solver")}  # our solver does not leave its lanes uneven
+
+
+def measure(send, progress, which: str, engine: str, num_lanes: int) -> None:
+    """The row of one engine."""
+    del progress
+    send(START_CLOCK)
+    run, times = ENGINES[engine], []
+    few = (which, engine) in FEW
+    for _ in range(1 if few else 3):
+        began = time.perf_counter()
+        steps = run(which, num_lanes)
+        times.append(time.perf_counter() - began)
+    seconds = min(times[1:] or times)
+    row = {"scan": which, "engine": engine, "lanes": num_lanes, "seconds": seconds}
+    row |= {"ms_a_lane": 1e3 * seconds / num_lanes, "compile_seconds": times[0] - seconds if times[1:] else None}
+    row |= {"min_steps": int(steps.min()), "max_steps": int(steps.max()), "total_steps": int(steps.sum())}
+    send(row | {"note": "compilation included" if few else ""})
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lanes", type=int, default=256, help="of the even scan; the uneven one has a quarter of it")
+    parser.add_argument("--only", type=lambda text: tuple(text.split(",")), default=tuple(SCANS))
+    parser.add_argument("--engines", type=lambda text: tuple(text.split(",")), default=tuple(ENGINES))
+    parser.add_argument("--deadline", type=float, default=300.0, help="seconds for one engine")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen, rows = options(), []
+    for which in chosen.only:
+        for engine in chosen.engines:
+            if (which, engine) in LEFT_OUT:
+                continue
+            num_lanes = FEW.get((which, engine), chosen.lanes if which == "even" else chosen.lanes // 4)
+            found: list[dict] = []
+            ending = run_apart(measure, (which, engine, num_lanes), chosen.deadline, found.append)
+            row = found[0] if found else {"scan": which, "engine": engine, "lanes": num_lanes}
+            why = "" if ending.why == "done" else f"not finished within {chosen.deadline:g} s"
+            rows.append(row | {"peak_mib": ending.peak_mib, "note": row.get("note") or why})
+            print(f"{which}: {engine}: {row.get('seconds', float('nan')):.3g} s {rows[-1]['note']}", flush=True)
+        print(f"\n{which}\n{table([row for row in rows if row['scan'] == which], COLUMNS)}", flush=True)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    facts = {"rows": rows, "provenance": provenance(), "rtol": RTOL}
+    (chosen.out / "scans.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""`thetadot scan`: an experiment at every point of a grid, the laws of its escape times, and their picture."""
+
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from thetadot import report
+from thetadot.experiments import name_of
+from thetadot.experiments.scanning import FlowOf, escapes, parse_axes, scanned
+from thetadot.laws import Fit, fit_log_law, fit_power_law
+from thetadot.progress import console
+from thetadot.scan import scan
+
+E = TypeVar("E")
+Law = Literal["power", "log"]
+_LAWS = {"power": fit_power_law, "log": fit_log_law}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to scan, and where the lanes go."""
+
+    over: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An axis: NAME=FROM:TO:COUNT[:log] or NAME=VALUE,VALUE,… of a numeric option; may be given again for more axes."""
+    seeds: int = 1
+    """Number of seeds, from the experiment's own on."""
+    store: Path | None = None
+    """Zarr folder of the lanes; the same command goes on from what is there. Default: in the folder runs."""
+    law: Law = "power"
+    """The law that is fitted: escape time ∝ x^p, or a + b log(1/x)."""
+    errors: bool = True
+    """Solve at two tighter tolerances as well, for the errors of the escape times."""
+    figures: bool = True
+    """Draw the laws."""
+    json: bool = False
+    """Print the results as JSON on stdout, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class ScanExperiment(Generic[E]):
+    """One experiment and the grid that it is scanned over."""
+
+    experiment: Annotated[E, tyro.conf.arg(name="")]
+    grid: Annotated[Grid, tyro.conf.arg(name="")]
+
+    def __call__(self) -> int:
+        """Scan, fit, and show the laws."""
+        grid, log = self.grid, console(stderr=True)
+        name = f"{name_of(self.experiment)}-scan-{datetime.now():%Y%m%d-%H%M%S}.zarr"
+        store = grid.store or Path("runs") / name
+        facts, table = scan_experiment(
+            self.experiment, grid.over, grid.seeds, store, grid.law, grid.errors, grid.figures, log
+        )
+        if grid.json:
+            sys.stdout.write(report.to_json(facts) + "\n")
+        else:
+            ends = ", ".join(f"{count} {status}" for status, count in facts["statuses"].items())
+            out = console()
+            out.print(table)
+            out.print(f"{facts['lanes']} lanes: {ends}\nsaved in {store}", soft_wrap=True)
+        return 0 if set(facts["statuses"]) <= {"done", "stopped"} else 1
+
+
+def scan_experiment(
+    experiment: Any, over: tuple[str, ...], seeds: int, store: Path, law: Law, errors: bool, figures: bool, log: Console
+) -> tuple[dict[str, Any], Table]:
+    """Scans an experiment into a store, or finishes what is there, and fits a law to each escape time.
+
+    Returns:
+        The facts as plain values, and a table of the laws.
+    """
+    axes = parse_axes(over, seeds, experiment)
+    crossings = escapes(experiment)
+    ds = scan(
+        FlowOf(experiment),
+        axes,
+        experiment.t1,
+        crossings,
+        store=store,
+        solver=experiment.solver,
+        rtol=experiment.rtol,
+        errors=errors,
+        progress=True,
+    ).load()
+    fits = _fits(ds, crossings, scanned(ds.sizes, axes), law, log)
+    facts: dict[str, Any] = {
+        "experiment": name_of(experiment),
+        "store": str(store),
+        "lanes": int(np.prod(list(ds.sizes.values()))),
+        "statuses": {str(status): int(np.sum(ds.status.values == status)) for status in np.unique(ds.status.values)},
+        "laws": [_describe(fit) for fit in fits],
+        "figure": None,
+    }
+    if fits and figures:
+        from thetadot.plot.law import law_figure  # matplotlib takes a second to import
+
+        path = store.with_suffix(".png")
+        counts = ", ".join(f"{count} {status}" for status, count in facts["statuses"].items())
+        footer = f"{facts['experiment']}  ·  rtol {experiment.rtol:.0e}  ·  {counts}"
+        law_figure([(ds, fit) for fit in fits], footer).savefig(path)
+        facts["figure"] = str(path)
+    return facts, _table(fits, facts["experiment"])
+
+
+def _fits(ds, crossings, x: str | None, law: Law, log: Console) -> list[Fit]:
+    """A law for every escape time that enough lanes have; a sentence for each of the others."""
+    fits: list[Fit] = []
+    if x is None:
+        return fits
+    for name in crossings:
+        try:
+            fits.append(_LAWS[law](ds, x, name))
+        except ValueError as error:
+            log.print(f"thetadot: {error}", soft_wrap=True)
+    return fits
+
+
+def _describe(fit: Fit) -> dict[str, Any]:
+    names = ("law", "x", "y", "value", "interval", "sample_interval", "prefactor", "num_points", "num_left_out")
+    return {name: getattr(fit, name) for name in names}
+
+
+def _table(fits: list[Fit], title: str) -> Table:
+    table = Table("quantity", "law", "value", "95 %", "95 % over seeds", "lanes", "left out", title=f"laws of {title}")
+    for fit in fits:
+        law = f"∝ {fit.x}^p" if fit.law == "power" else f"a + b log(1/{fit.x})"
+        over = "–" if fit.sample_interval is None else "{:.6g} … {:.6g}".format(*fit.sample_interval)
+        interval = "{:.6g} … {:.6g}".format(*fit.interval)
+        table.add_row(fit.y, law, f"{fit.value:.6g}", interval, over, str(fit.num_points), str(fit.num_left_out))
+    return table

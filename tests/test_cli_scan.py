@@ -1,0 +1,110 @@
+"""`thetadot scan`: axes as they are typed, the law of a known escape time, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from thetadot.cli import main
+from thetadot.experiments import FocusDilution, MatrixFactorization
+from thetadot.experiments.scanning import FlowOf, escapes, parse_axes
+
+SMALL = ["--depth", "2", "--size", "2", "--singular-values", "2.0", "--t1", "60.0", "--rtol", "1e-4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("init_scale=1e-4:1e-1:4:log", [1e-4, 1e-3, 1e-2, 1e-1]),
+        ("init-scale=0.1:0.3:3", [0.1, 0.2, 0.3]),
+        ("init_scale=0.1:0.3:3:lin", [0.1, 0.2, 0.3]),
+        ("init_scale=0.5,0.1", [0.5, 0.1]),
+        ("size=2,3", [2, 3]),
+        ("size=2:6:3", [2, 4, 6]),
+    ],
+)
+def test_axes_are_read_as_they_are_typed(text, values):
+    axes = parse_axes([text], 2, MatrixFactorization(seed=5))
+    (name, axis), (last, seeds) = axes.items()
+    np.testing.assert_allclose(axis, values)
+    assert last == "seed" and list(seeds) == [5, 6]
+    assert axis.dtype.kind == ("i" if name == "size" else "f")
+
+
+@pytest.mark.parametrize(
+    ("over", "seeds", "told"),
+    [
+        ([], 1, "`--over` says what to scan"),
+        (["width=1,2"], 1, "'width' is not among init_scale|'width' is not among size"),
+        (["solver=1,2"], 1, "'solver' is not among"),
+        (["init_scale"], 1, "must be NAME=FROM:TO:COUNT"),
+        (["init_scale=1:2"], 1, "must be NAME=FROM:TO:COUNT"),
+        (["init_scale=1:2:3:cubic"], 1, "must be NAME=FROM:TO:COUNT"),
+        (["init_scale=1:2:0"], 1, "must be NAME=FROM:TO:COUNT"),
+        (["size=2.5,3"], 1, "whole numbers"),
+        (["size=2,3", "size=4"], 1, "twice"),
+        (["size=2,3"], 0, "`--seeds` must be at least 1"),
+    ],
+)
+def test_what_is_no_axis_is_refused_in_a_sentence(over, seeds, told):
+    with pytest.raises(ValueError, match=told):
+        parse_axes(over, seeds, MatrixFactorization())
+
+
+def test_seeds_may_be_an_axis_like_others():
+    assert list(parse_axes(["seed=3,1"], 1, MatrixFactorization())) == ["seed"]
+
+
+def test_escapes_lie_between_the_plateaus():
+    experiment = MatrixFactorization(singular_values=(4.0, 2.0))
+    assert escapes(experiment) == {"escape_1": ("loss", 6.0, "down"), "escape_2": ("loss", 1.0, "down")}
+    levels = [level for _, level, _ in escapes(FocusDilution()).values()]
+    assert levels == sorted(levels, reverse=True) and len(levels) == 2
+
+
+def test_a_lane_is_the_experiment_with_other_options():
+    problem, params0 = FlowOf(MatrixFactorization(size=3))(init_scale=1e-2, seed=4)
+    setup = MatrixFactorization(size=3, init_scale=1e-2, seed=4).setup()
+    for one, other in zip(params0, setup.params0, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert problem.loss_fn is setup.problem.loss_fn
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory):
+    store = tmp_path_factory.mktemp("scan") / "depth.zarr"
+    argv = ["scan", "matrix-factorization", *SMALL, "--over", "init_scale=1e-6:1e-2:5:log", "--seeds", "3"]
+    return store, [*argv, "--law", "log", "--store", str(store), "--json"]
+
+
+def test_two_layers_leave_their_saddle_after_half_the_logarithm(scanned, capsys):
+    """Both layers grow like e^{st} along the mode s = 2: the escape time is (1/s) log(1/ε) and a constant."""
+    store, argv = scanned
+    assert main(argv) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["lanes"] == 15 and facts["statuses"] == {"done": 15}
+    (law,) = facts["laws"]
+    assert (law["law"], law["x"], law["y"], law["num_points"]) == ("log", "init_scale", "escape_1", 15)
+    assert law["interval"][0] < 0.5 < law["interval"][1] and abs(law["value"] - 0.5) < 0.02
+    assert store.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_the_same_command_goes_on_from_the_store_and_another_one_is_refused(scanned, capsys):
+    store, argv = scanned
+    if not store.exists():
+        main(argv)
+        capsys.readouterr()
+    written = (store / "status").stat().st_mtime_ns
+    assert main([*argv, "--no-figures"]) == 0
+    assert json.loads(capsys.readouterr().out)["statuses"] == {"done": 15}
+    assert (store / "status").stat().st_mtime_ns == written
+    assert main([*argv, "--rtol", "1e-5"]) == 2
+    assert "rtol" in capsys.readouterr().err
+
+
+def test_a_table_is_shown_and_a_law_that_cannot_be_fitted_is_told(tmp_path, capsys):
+    argv = ["scan", "matrix-factorization", *SMALL, "--over", "init_scale=1e-3,1e-2,1e-1", "--no-errors"]
+    assert main([*argv, "--t1", "0.5", "--store", str(tmp_path / "short.zarr")]) == 0
+    captured = capsys.readouterr()
+    assert "at least three different" in captured.err and "3 lanes: 3 done" in captured.out
+    assert not (tmp_path / "short.png").exists()
