@@ -50,6 +50,11 @@ def attention(init_scale):
     return flow.problem, jax.tree.map(lambda leaf: init_scale * leaf, flow.params0)
 
 
+def cycles(init_scale):
+    del init_scale
+    return 6000.0
+
+
 def layers(init_scale):
     """The lane of the uneven scan."""
     flow = trace_a(float(init_scale))
@@ -61,15 +66,10 @@ def plateaus(init_scale):
 
 
 SCANS: dict[str, dict[str, Any]] = {
-    "even": {"make": attention, "t1": 6000.0, "measure": {"last": ("loss", 0.565)}, "solver": "auto"},
+    "even": {"make": attention, "t1": cycles, "measure": {"last": ("loss", 0.565)}, "solver": "auto"},
     "uneven": {"make": layers, "t1": plateaus, "measure": {"last": ("loss", 0.4)}, "solver": "tsit5"},
 }
 SCALES = {"even": (1e-6, 1e-1), "uneven": (1e-3, 1e-1)}
-
-
-def end_of(which: str, scale: float) -> float:
-    t1 = SCANS[which]["t1"]
-    return float(t1(scale) if callable(t1) else t1)
 
 
 def scales(which: str, num_lanes: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def one_after_another(which: str, num_lanes: int) -> np.ndarray:
     steps = []
     for scale in scales(which, num_lanes):
         problem, params0 = make(scale)
-        end = end_of(which, scale)
+        end = SCANS[which]["t1"](scale)
         traj = td.gradient_flow(problem, params0, end, [end], None, measure, solver=solver, rtol=RTOL)
         steps.append(traj.stats["num_steps"])
     return np.array(steps)
@@ -106,7 +106,7 @@ def plain(which: str, num_lanes: int, solver, mapped) -> np.ndarray:
     """`diffrax.diffeqsolve` under `jax.vmap` or `jax.lax.map`."""
     made = [SCANS[which]["make"](scale) for scale in scales(which, num_lanes)]
     problem = made[0][0]
-    ends = jnp.array([end_of(which, scale) for scale in scales(which, num_lanes)])
+    ends = jnp.array([SCANS[which]["t1"](scale) for scale in scales(which, num_lanes)])
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params0 for _, params0 in made))
     return np.asarray(_mapped(solver, mapped, problem, starts, ends))
 
