@@ -50,6 +50,6 @@ def law_figure(laws: Sequence[tuple["xr.Dataset", Fit]], footer: str = "") -> Fi
 
 
 def _formula(fit: Fit) -> str:
-    low, high = fit.sample_interval or fit.interval
+    low, high = fit.interval
     name = "exponent" if fit.law == "power" else "per log(1/x)"
     return f"{name} {fit.value:.5g}   (95 %: {low:.5g} … {high:.5g})"
