@@ -45,7 +45,7 @@ def loss(params, data):
     return 0.5 * jnp.sum((params - data) ** 2)
 
 
-@pytest.mark.parametrize(("size", "in_haste"), [(1000, True), (1500, False)])
+@pytest.mark.parametrize(("size", "in_haste"), [(500, True), (600, False)])
 def test_haste_is_for_small_problems(options, size, in_haste):
     """The size counts the parameters and the data."""
     problem, params = td.Problem(loss, jnp.zeros(size)), jnp.ones(size)

@@ -11,9 +11,9 @@ from jaxtyping import PyTree
 from ..problem import Problem
 
 # The kernels of a small problem move a few hundred numbers each, and there are about a thousand of them: vectorizing
-# them takes seconds and gains nothing. A network of 100 tanh neurons on 400 samples would lose 40 %.
+# them takes seconds and gains nothing. A network of 50 tanh neurons on 200 samples would lose a third.
 HASTE = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
-_SMALL = 2048  # numbers in the parameters and the data
+_SMALL = 1024  # numbers in the parameters and the data
 
 
 def compiled(fn: Callable) -> Callable:
