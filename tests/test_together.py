@@ -130,6 +130,23 @@ def test_a_strained_lane_goes_on_alone_and_chooses_as_it_would_alone():
     assert any(len(traj.stats["choices"]) > 1 for traj in trajs)
 
 
+def test_it_can_be_left_between_two_chunks():
+    """By an exception of `show`, even while a flow of another kind waits for the batch to end."""
+    starts = [layers(1e-3), layers(1e-2), layers(1e-2, size=4)]
+    ongoing = [begin_flow(*start, 50.0, None, {}, {}, None, "auto", 1e-6, 10_000) for start in starts]
+    waiting, calls = deque(flow.run for flow in ongoing), []
+
+    def show(report):
+        calls.append(report)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(drive_together(lambda: waiting.popleft() if waiting else None, 2, show))
+    assert calls == [None] * 3 and not waiting
+    assert 0 < ongoing[0].run.num_steps <= 2 * 32 and ongoing[2].run.num_steps == 0
+
+
 def test_nothing_to_do():
     assert list(drive_together(lambda: None, 4)) == []
 

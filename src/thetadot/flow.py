@@ -18,7 +18,9 @@ from .provenance import provenance
 from .solvers import DisplacementController, choose_solver, with_tolerances
 from .trajectory import Trajectory
 
-_STANDING = ("loss", "grad_norm", "dissipation")
+STANDING = ("loss", "grad_norm", "dissipation")
+"""Observables that every trajectory has."""
+
 _DIRECTIONS = {"up": 1, "down": -1}
 _CHUNK_BYTES = 2**26  # of rows held on the device between two visits to the host
 _OVERFLOW = 1e60  # size of parameters that no flow with a finite blow-up time has at its last step
@@ -147,7 +149,7 @@ def _check_time(t1: float) -> float:
 
 def _make_flow(problem, params0, t1, ts, observables, crossings, stop, solver, rtol) -> Flow:
     leaves = jax.tree.leaves(params0)
-    taken = sorted(name for name in observables if name in (*_STANDING, "t") or name.startswith("params1"))
+    taken = sorted(name for name in observables if name in (*STANDING, "t") or name.startswith("params1"))
     if taken:
         raise ValueError(f"`observables` may not be called {', '.join(taken)}: the trajectory has its own.")
     row = _row_shapes(problem, params0, observables)
@@ -173,7 +175,7 @@ def _make_flow(problem, params0, t1, ts, observables, crossings, stop, solver, r
 
 
 def _row_shapes(problem, params0, observables) -> dict:
-    shapes = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in _STANDING}
+    shapes = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in STANDING}
     for name, fn in observables.items():
         out = jax.eval_shape(lambda p, fn=fn: jnp.asarray(fn(p, problem.data)), params0)
         shapes[name] = out

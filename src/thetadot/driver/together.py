@@ -27,7 +27,7 @@ _LANES = "lanes"
 
 
 def drive_together(
-    take: Callable[[], Run | None], width: int, show: Callable[[Report], None] | None = None
+    take: Callable[[], Run | None], width: int, show: Callable[[Report | None], None] = lambda report: None
 ) -> Iterator[Run]:
     """Drives flows that have begun, at most `width` at a time, and yields each when it has ended.
 
@@ -37,7 +37,7 @@ def drive_together(
     Args:
         take: returns the next flow, or None while there is none. It is asked again after flows have ended.
         width: of a batch.
-        show: as in `Run.drive`, for flows that run alone.
+        show: called between chunks, with the report of a flow that runs alone, or with None. It may raise.
     """
     batch = run = None
     with one_lapack_thread():
@@ -50,6 +50,7 @@ def drive_together(
                     if batch.free():
                         continue
             assert batch is not None
+            show(None)
             # Few are left where nobody can take the free places.
             few = bool(batch.free()) and _ALONE * len(batch.active()) < width
             for ended in batch.take_out(batch.active()) if few else batch.advance():

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..flow import check_rtol
+from ..flow import STANDING, check_rtol
 from ..problem import Observable, Problem
 from ..provenance import provenance
 from ..solvers import choose_solver
@@ -38,8 +38,6 @@ from .tally import Tally, counting
 if TYPE_CHECKING:
     import xarray as xr
     import zarr
-
-_STANDING = {"loss", "grad_norm", "dissipation"}
 
 
 def scan(
@@ -141,7 +139,7 @@ def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping)
                 f"`measure[{name!r}]` must be (observable, level), (observable, level, 'up' | 'down') or a function of "
                 f"the trajectory; got {crossing!r}."
             )
-        if crossing[0] not in (known := {*_STANDING, *observables}):
+        if crossing[0] not in (known := {*STANDING, *observables}):
             raise ValueError(f"`measure[{name!r}]` watches {crossing[0]!r}, not among {', '.join(sorted(known))}.")
     taken = {*axes, *STATS, "status", "result", *(f"{name}_error" for name in crossings)} & set(measure)
     if taken:

@@ -62,7 +62,6 @@ def _side_by_side(job: Job, take: Take, put: Put, check: Check) -> None:
     tighter: deque[Lane] = deque()  # lanes that go on at the next tolerance
 
     def next_run() -> Run | None:
-        check(None)
         while (lane := _next_lane(job, tighter, take)) is not None:
             flow = lane.begin()
             if flow is not None:
