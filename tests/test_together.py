@@ -73,6 +73,7 @@ def test_so_do_the_other_solvers(solver):
         assert_same(traj, alone(start, 20.0, solver=solver))
 
 
+@pytest.mark.slow
 def test_one_that_differs_in_shape_or_loss_runs_too():
     def bowl(params, data):
         return jnp.sum(params[0] ** 2)
@@ -121,6 +122,7 @@ def test_what_happens_in_one_lane_is_its_own_affair():
         assert_same(traj, alone(start, 30.0, crossings={}, max_steps=20))
 
 
+@pytest.mark.slow
 def test_a_strained_lane_goes_on_alone_and_chooses_as_it_would_alone():
     """Three layers with three learned modes have more outliers than the first rank deflates."""
     starts = [layers(eps, size=6, seed=i, depth=3) for i, eps in enumerate((1e-2, 3e-2))]
