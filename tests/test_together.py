@@ -156,7 +156,7 @@ def test_nothing_to_do():
 def test_lanes_share_their_program():
     """A second batch, with other data and starts, compiles nothing."""
     together([layers(eps) for eps in (1e-3, 1e-2)], 10.0, width=2)
-    jitted = module.jitted(module._several_steps_in_lanes, True)
+    jitted = module._several_steps_in_lanes
     programs = jitted._cached._cache_size()
     together([layers(eps, seed=5) for eps in (2e-3, 3e-2)], 11.0, width=2)
     assert jitted._cached._cache_size() == programs

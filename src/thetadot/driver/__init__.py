@@ -9,7 +9,6 @@ Within each accepted step the dense output is evaluated at the two inner Gauss�
 ∫‖∇L‖² dt (order 6), and so that two crossings in one step are seen.
 """
 
-from .compiled import is_small as is_small
 from .host import Run as Run
 from .state import Flow as Flow
 from .state import Outcome as Outcome

@@ -2,13 +2,13 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from ..problem import Problem
 from ..solvers import DeflatedExponential
-from .compiled import compiled
 from .record import at_levels, empty_rows, events_a_step, observe
 from .state import Flow, Outcome, Rows, State
 from .step import TERM, attempt, error_order
@@ -16,7 +16,7 @@ from .step import TERM, attempt, error_order
 _FEW = 50  # steps of the present length: about twice what a look at the spectrum costs
 
 
-@compiled
+@eqx.filter_jit
 def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dict[str, Array]]:
     """The state at t = 0 and its row."""
     t0 = jnp.zeros_like(t1)
@@ -67,10 +67,10 @@ def several_steps(flow: Flow, problem: Problem, state: State, t1, max_steps) -> 
     return state, rows, strained(flow, state, t1)
 
 
-advance = compiled(several_steps)
+advance = eqx.filter_jit(several_steps)
 
 
-@compiled
+@eqx.filter_jit
 def restart(flow: Flow, problem: Problem, state: State) -> State:
     """The same point of the flow with a fresh state of its solver."""
     fresh = flow.solver.init(TERM, state.t, state.t_next, state.params, problem)

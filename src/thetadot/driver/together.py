@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..progress import Report
-from .compiled import in_haste, jitted
 from .host import Run, one_lapack_thread
 from .loop import several_steps
 
@@ -64,7 +63,6 @@ class _Batch:
     def __init__(self, run: Run, width: int):
         arrays, self.static = _split(run)
         self.signature = _signature(run)
-        self.program = jitted(_several_steps_in_lanes, in_haste(run.problem, run.state.params, width))
         self.slots: list[Run | None] = [None] * width
         self.arrays = jax.tree.map(lambda leaf: np.stack([leaf] * width), arrays)
 
@@ -95,7 +93,7 @@ class _Batch:
     def advance(self) -> list[Run]:
         """One chunk for every lane; takes out and returns those that ended, or must go on alone."""
         budgets = [0 if run is None else min(_CHUNK_STEPS, run.max_steps - run.num_steps) for run in self.slots]
-        out = self.program(self.static, self.arrays, np.array(budgets))
+        out = _several_steps_in_lanes(self.static, self.arrays, np.array(budgets))
         state, rows, strained = jax.tree.map(np.array, out)
         flow, problem, _, t1 = self.arrays
         self.arrays = flow, problem, state, t1
@@ -129,6 +127,7 @@ def _signature(run: Run) -> tuple:
     return jax.tree.structure(arrays), shapes, jax.tree.structure(static), jax.tree.leaves(static)
 
 
+@eqx.filter_jit
 def _several_steps_in_lanes(static: PyTree, arrays: PyTree, budgets) -> tuple:
     def one(arrays, budget):
         flow, problem, state, t1 = eqx.combine(arrays, static)

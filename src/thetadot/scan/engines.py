@@ -16,10 +16,12 @@ from queue import SimpleQueue
 from threading import Event, Thread
 
 import diffrax as dfx
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..driver import Run, drive_together, is_small
+from ..driver import Run, drive_together
 from ..flow import Ongoing
 from ..problem import Problem
 from ..progress import Report
@@ -34,6 +36,7 @@ _BLOCKS = 64  # at least, that a scan is cut into
 _BLOCK_S = 5.0  # after which a block comes back with what it has: more would be lost with its worker
 _WIDTHS = {"cpu": 16}  # lanes of a batch, by backend
 _WIDE = 1024  # on others
+_SMALL = 1024  # numbers in the parameters and the data, below which a step is mostly overhead
 _PATIENCE_S = 4.0  # for threads to leave their lanes after an interrupt; one that compiles cannot leave at once
 
 
@@ -225,6 +228,11 @@ def choose_engine(engine: str, executor, job: Job, first: tuple[Problem, PyTree]
     return ENGINES[engine]
 
 
+def _num_numbers(problem: Problem, params: PyTree) -> int:
+    """Numbers in the parameters and the data."""
+    return sum(jnp.size(leaf) for leaf in jax.tree.leaves((problem, params)) if eqx.is_array(leaf))
+
+
 def _gains_from_batches(job: Job, problem: Problem, params0: PyTree) -> bool:
     """Whether lanes take about equally many steps, each of which costs more in overhead than in arithmetic.
 
@@ -232,4 +240,4 @@ def _gains_from_batches(job: Job, problem: Problem, params0: PyTree) -> bool:
     an accelerator everything is overhead.
     """
     even = not isinstance(choose_solver(job.solver), dfx.AbstractERK)
-    return even and (jax.default_backend() != "cpu" or is_small(problem, params0))
+    return even and (jax.default_backend() != "cpu" or _num_numbers(problem, params0) < _SMALL)
