@@ -1,6 +1,7 @@
 """Flows under one `vmap` take the steps that each would take alone, whatever happens to the others."""
 
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -162,3 +163,13 @@ def test_lanes_share_their_program():
     assert jitted._cached._cache_size() == programs
     together([layers(eps, seed=5) for eps in (1e-3, 2e-3, 3e-2, 0.1, 0.1)], 11.0, width=5)
     assert jitted._cached._cache_size() == programs + 1
+
+
+def test_two_threads_with_batches_do_not_wait_for_each_other():
+    """Twice sixteen lanes at once, on the one pool of threads that XLA has; this once hung."""
+    starts = [layers(eps, seed=i) for i, eps in enumerate(np.geomspace(1e-3, 1e-1, 16))]
+    with ThreadPoolExecutor(2) as threads:
+        jobs = [threads.submit(lambda: together(starts, 20.0, width=16, crossings={})[0]) for _ in range(2)]
+        one, other = (job.result(timeout=120) for job in jobs)
+    for traj, twin in zip(one, other, strict=True):
+        assert_same(traj, twin)

@@ -8,6 +8,7 @@ strained leaves too: it goes on alone, and makes the choices that it would have 
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from threading import Lock
 from typing import Any
 
 import equinox as eqx
@@ -23,6 +24,10 @@ from .loop import several_steps
 _CHUNK_STEPS = 32  # tried in every lane between two visits to the host
 _ALONE = 3  # lanes go on one by one when less than the third part of a batch is left of them
 _LANES = "lanes"
+
+# Two batches at once can wait for each other for ever on a CPU (seen with jaxlib 0.10.2): the decompositions of a batch
+# are spread over the one pool of threads that XLA has.
+_one_at_a_time = Lock()
 
 
 def drive_together(
@@ -93,8 +98,9 @@ class _Batch:
     def advance(self) -> list[Run]:
         """One chunk for every lane; takes out and returns those that ended, or must go on alone."""
         budgets = [0 if run is None else min(_CHUNK_STEPS, run.max_steps - run.num_steps) for run in self.slots]
-        out = _several_steps_in_lanes(self.static, self.arrays, np.array(budgets))
-        state, rows, strained = jax.tree.map(np.array, out)
+        with _one_at_a_time:
+            out = _several_steps_in_lanes(self.static, self.arrays, np.array(budgets))
+            state, rows, strained = jax.tree.map(np.array, out)
         flow, problem, _, t1 = self.arrays
         self.arrays = flow, problem, state, t1
         leaving = []

@@ -72,8 +72,8 @@ def scan(
         store: a Zarr folder that lanes are written to as they finish. The same call goes on from what is there.
         executor: a `concurrent.futures.Executor` whose workers run blocks of lanes: a process pool, or
             `client.get_executor()` of a Dask cluster. Default: threads of this process.
-        engine: "threads", lanes one by one on every core; "batches", lanes side by side under one `vmap` on every core
-            or device; or "auto", which takes batches where lanes are even and steps are mostly overhead.
+        engine: "threads", lanes one by one on every core; "batches", lanes side by side under one `vmap`;
+            or "auto", which takes batches where lanes are even and steps are mostly overhead.
         solver: as in `gradient_flow`.
         rtol: as in `gradient_flow`.
         errors: solve each lane with crossings twice more, at `rtol`/10 and `rtol`/100, for the errors of their times

@@ -47,12 +47,15 @@ Check = Callable[[Report | None], None]  # raises `Interrupted` when the scan is
 
 def threads(job: Job, lanes: Sequence[int]) -> Lanes:
     """Lanes one by one on every core, or on every device where there are several."""
-    return _spread(partial(_one_by_one, job), lanes)
+    return _spread(partial(_one_by_one, job), lanes, _places())
 
 
 def batches(job: Job, lanes: Sequence[int]) -> Lanes:
-    """Lanes side by side under one `vmap` on every core, or on every device where there are several."""
-    return _spread(partial(_side_by_side, job), lanes)
+    """Lanes side by side under one `vmap`, on every accelerator, or in one thread of the CPU.
+
+    On a CPU batches take turns (see `drive_together`), so that a second thread would gain nothing.
+    """
+    return _spread(partial(_side_by_side, job), lanes, _places()[:1] if jax.default_backend() == "cpu" else _places())
 
 
 def _one_by_one(job: Job, take: Take, put: Put, check: Check) -> None:
@@ -96,8 +99,8 @@ def _next_lane(job: Job, tighter: deque[Lane], take: Take) -> Lane | None:
     return None if number is None else Lane(job, number)
 
 
-def _spread(work: Callable[[Take, Put, Check], None], lanes: Sequence[int]) -> Lanes:
-    """Lanes through `work`, which runs in a thread on every core or device."""
+def _spread(work: Callable[[Take, Put, Check], None], lanes: Sequence[int], places: Sequence) -> Lanes:
+    """Lanes through `work`, which runs in a thread for each place."""
     todo, results, stop = deque(lanes), SimpleQueue(), Event()
 
     def take() -> int | None:
@@ -115,7 +118,7 @@ def _spread(work: Callable[[Take, Put, Check], None], lanes: Sequence[int]) -> L
         with contextlib.suppress(Interrupted), place:
             work(take, results.put, check)
 
-    workers = [Thread(target=run, args=(place,), daemon=True) for place in _places()[: len(lanes)]]
+    workers = [Thread(target=run, args=(place,), daemon=True) for place in places[: len(lanes)]]
     try:
         for worker in workers:
             worker.start()
