@@ -144,7 +144,7 @@ def measure(send, progress, which: str, engine: str, num_lanes: int) -> None:
     send(START_CLOCK)
     run, times = ENGINES[engine], []
     few = (which, engine) in FEW
-    for _ in range(1 if few else 3):
+    for _ in range(1 if few else 2):
         began = time.perf_counter()
         steps = run(which, num_lanes)
         times.append(time.perf_counter() - began)

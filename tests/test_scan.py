@@ -167,15 +167,12 @@ def test_what_cannot_run_under_vmap_runs_alone():
     np.testing.assert_allclose(ds["last"], 1 / (1 + (1 / X0 - 1) * np.exp(-8.0)), rtol=1e-5)
 
 
-def test_auto_takes_batches_where_lanes_are_even_and_small():
+def test_auto_takes_batches_on_an_accelerator_where_lanes_are_even(monkeypatch):
     job = Job(make, check_grid({"x0": X0}), 8.0, {}, {}, {}, "auto", 1e-6, False, 1000, True)
-    small, large = make(0.1), (scalar_flows(LOGISTIC, LOGISTIC), {"x": jnp.zeros(4000)})
-
-    def chosen(job, first):
-        return engines.choose_engine("auto", None, job, first)
-
-    assert chosen(job, small) is engines.batches
-    assert chosen(job, large) is chosen(job, None) is chosen(job._replace(solver="tsit5"), small) is engines.threads
+    assert engines.choose_engine("auto", None, job) is engines.threads
+    monkeypatch.setattr(engines.jax, "default_backend", lambda: "gpu")
+    assert engines.choose_engine("auto", None, job) is engines.batches
+    assert engines.choose_engine("auto", None, job._replace(solver="tsit5")) is engines.threads
 
 
 # --- progress ---

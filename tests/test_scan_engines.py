@@ -72,9 +72,9 @@ def test_what_cannot_be_sent_is_refused_in_a_sentence(monkeypatch):
 def test_an_executor_is_one_and_the_only_engine():
     job = Job(make, {"x0": X0}, 8.0, {}, {}, {}, "auto", 1e-6, False, 1000, True)
     with pytest.raises(ValueError, match=r"client.get_executor\(\)"):
-        engines.choose_engine("auto", 4, job, None)
+        engines.choose_engine("auto", 4, job)
     with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="leave `engine`='threads' out"):
-        engines.choose_engine("threads", executor, job, None)
+        engines.choose_engine("threads", executor, job)
 
 
 def test_there_is_one_thread_a_device_or_a_core(monkeypatch):

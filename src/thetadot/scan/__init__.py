@@ -73,7 +73,7 @@ def scan(
         executor: a `concurrent.futures.Executor` whose workers run blocks of lanes: a process pool, or
             `client.get_executor()` of a Dask cluster. Default: threads of this process.
         engine: "threads", lanes one by one on every core; "batches", lanes side by side under one `vmap`;
-            or "auto", which takes batches where lanes are even and steps are mostly overhead.
+            or "auto": threads on a CPU, batches on an accelerator unless the solver is explicit.
         solver: as in `gradient_flow`.
         rtol: as in `gradient_flow`.
         errors: solve each lane with crossings twice more, at `rtol`/10 and `rtol`/100, for the errors of their times
@@ -98,7 +98,7 @@ def scan(
     x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
     job = Job(make, axes, t1, crossings, functions, observables, solver, float(rtol), errors, max_steps, x64)
     first = _first(job)
-    run = choose_engine(engine, executor, job, first)
+    run = choose_engine(engine, executor, job)
     path = None if store is None else Path(store)
     attrs = {"configuration": json.dumps(_configuration(job, first)), "provenance": json.dumps(provenance())}
     scalars = [name for crossing in crossings for name in (crossing, f"{crossing}_error")]

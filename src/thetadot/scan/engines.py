@@ -16,14 +16,10 @@ from queue import SimpleQueue
 from threading import Event, Thread
 
 import diffrax as dfx
-import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from ..driver import Run, drive_together
 from ..flow import Ongoing
-from ..problem import Problem
 from ..progress import Report
 from ..solvers import choose_solver
 from .lane import Interrupted, Job, Lane, Row, run_lane
@@ -36,7 +32,6 @@ _BLOCKS = 64  # at least, that a scan is cut into
 _BLOCK_S = 5.0  # after which a block comes back with what it has: more would be lost with its worker
 _WIDTHS = {"cpu": 16}  # lanes of a batch, by backend
 _WIDE = 1024  # on others
-_SMALL = 1024  # numbers in the parameters and the data, below which a step is mostly overhead
 _PATIENCE_S = 4.0  # for threads to leave their lanes after an interrupt; one that compiles cannot leave at once
 
 
@@ -213,8 +208,8 @@ def _pickler():
 ENGINES: dict[str, Engine] = {"threads": threads, "batches": batches}
 
 
-def choose_engine(engine: str, executor, job: Job, first: tuple[Problem, PyTree] | None) -> Engine:
-    """The engine of that name; an executor is one by itself. "auto" chooses by the flow at the `first` point."""
+def choose_engine(engine: str, executor, job: Job) -> Engine:
+    """The engine of that name; an executor is one by itself. "auto" chooses by the device and the solver."""
     if executor is not None:
         if not isinstance(executor, Executor):
             raise ValueError(
@@ -227,20 +222,14 @@ def choose_engine(engine: str, executor, job: Job, first: tuple[Problem, PyTree]
     if engine != "auto" and engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}: choose one of auto, {', '.join(ENGINES)}.")
     if engine == "auto":
-        return batches if first is not None and _gains_from_batches(job, *first) else threads
+        return batches if _gains_from_batches(job) else threads
     return ENGINES[engine]
 
 
-def _num_numbers(problem: Problem, params: PyTree) -> int:
-    """Numbers in the parameters and the data."""
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves((problem, params)) if eqx.is_array(leaf))
+def _gains_from_batches(job: Job) -> bool:
+    """Whether lanes take about equally many steps, on a device where a step is mostly overhead.
 
-
-def _gains_from_batches(job: Job, problem: Problem, params0: PyTree) -> bool:
-    """Whether lanes take about equally many steps, each of which costs more in overhead than in arithmetic.
-
-    Explicit steps are as short as the flow is stiff, so that lanes of different scales end at very different times. On
-    an accelerator everything is overhead.
+    On a CPU threads are as fast (benchmarks/README.md) and need less memory. Explicit steps are as short as the flow is
+    stiff, so that lanes of different scales end at very different times.
     """
-    even = not isinstance(choose_solver(job.solver), dfx.AbstractERK)
-    return even and (jax.default_backend() != "cpu" or _num_numbers(problem, params0) < _SMALL)
+    return jax.default_backend() != "cpu" and not isinstance(choose_solver(job.solver), dfx.AbstractERK)
