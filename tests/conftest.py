@@ -1,8 +1,10 @@
 """Strict JAX for every test, and the sample texts where they are."""
 
+import gc
 import os
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import pytest
 
@@ -26,3 +28,12 @@ def sample_text():
         return path
 
     return find
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_code():
+    """Compiled code is mapped into memory kernel by kernel: that of all modules together is more than Linux allows."""
+    yield
+    eqx.clear_caches()
+    jax.clear_caches()
+    gc.collect()
