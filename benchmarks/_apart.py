@@ -1,5 +1,6 @@
 """Runs a function in a process of its own with a deadline, so that its caches and threads reach no other."""
 
+import math
 import multiprocessing
 import resource
 import sys
@@ -28,6 +29,14 @@ class Ending:
     seconds: float
     reached: float
     peak_mib: float
+
+
+def outcome(ending: Ending, deadline: float) -> str:
+    """How a process ended, in words."""
+    if ending.why != "deadline":
+        return ending.why
+    reached = f", had reached t = {ending.reached:.4g}" if math.isfinite(ending.reached) else ""
+    return f"not finished within {deadline:g} s{reached}"
 
 
 def run_apart(target: Callable, args: tuple, deadline: float, receive: Callable[[Any], None]) -> Ending:

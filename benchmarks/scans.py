@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import thetadot as td
-from _apart import START_CLOCK, run_apart
+from _apart import START_CLOCK, outcome, run_apart
 from _flows import trace_a, trace_b
 from _report import table
 from thetadot.problem import vector_field
@@ -175,7 +175,7 @@ def main() -> None:
             found: list[dict] = []
             ending = run_apart(measure, (which, engine, num_lanes), chosen.deadline, found.append)
             row = found[0] if found else {"scan": which, "engine": engine, "lanes": num_lanes}
-            why = "" if ending.why == "done" else f"not finished within {chosen.deadline:g} s"
+            why = "" if ending.why == "done" else outcome(ending, chosen.deadline)
             rows.append(row | {"peak_mib": ending.peak_mib, "note": row.get("note") or why})
             print(f"{which}: {engine}: {row.get('seconds', float('nan')):.3g} s {rows[-1]['note']}", flush=True)
         print(f"\n{which}\n{table([row for row in rows if row['scan'] == which], COLUMNS)}", flush=True)

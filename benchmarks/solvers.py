@@ -25,7 +25,7 @@ import jax
 
 import _lanes
 import _studies
-from _apart import Ending, run_apart
+from _apart import outcome, run_apart
 from _flows import flows
 from _ladder import FAMILIES, RTOLS, Reference, ladder, reference
 from _report import HEADER, line, summarize, summary_lines, table, tolerance_figure, work_precision_figure
@@ -70,7 +70,7 @@ def known_escapes(name: str, make) -> Reference:
     found: list[Reference] = []
     ending = run_apart(reference, (make,), _STUDY_LIMIT, found.append)
     if not found:
-        raise SystemExit(f"the reference of {name} {_outcome(ending, _STUDY_LIMIT)}")
+        raise SystemExit(f"the reference of {name} {outcome(ending, _STUDY_LIMIT)}")
     known = found[0]
     times = ", ".join(f"{t:.10g}" for t in known.escapes)
     print(f"\n{name}: {make().title}\n  reference escapes at {times}")
@@ -101,18 +101,11 @@ def climb(name: str, make, solver: str, known: Reference, deadline: float) -> li
         row["peak_mib"] = _number(ending.peak_mib)
     if ending.why != "done":
         rtol = last.get("begin", RTOLS[len(rows)] if len(rows) < len(RTOLS) else None)
-        row = {"flow": name, "solver": solver, "rtol": rtol, "status": _outcome(ending, deadline)}
+        row = {"flow": name, "solver": solver, "rtol": rtol, "status": outcome(ending, deadline)}
         row["reached"] = _number(ending.reached)
         rows.append(row)
         print(line(row), flush=True)
     return rows
-
-
-def _outcome(ending: Ending, deadline: float) -> str:
-    if ending.why != "deadline":
-        return ending.why
-    reached = f", had reached t = {ending.reached:.4g}" if math.isfinite(ending.reached) else ""
-    return f"not finished within {deadline:g} s{reached}"
 
 
 def _number(value: float) -> float | None:
@@ -127,7 +120,7 @@ def study(title: str, target, args: tuple, columns: dict[str, str]) -> list[dict
     if rows:
         print(table(rows, columns))
     if ending.why != "done":
-        print(f"  {_outcome(ending, _STUDY_LIMIT)}")
+        print(f"  {outcome(ending, _STUDY_LIMIT)}")
     print(f"  ({ending.seconds:.0f} s, peak memory {ending.peak_mib:.0f} MiB)", flush=True)
     return [row | {"peak_mib": _number(ending.peak_mib)} for row in rows]
 

@@ -17,6 +17,7 @@ from thetadot.experiments.scanning import FlowOf, escapes, parse_axes, scanned
 from thetadot.laws import Fit, fit_log_law, fit_power_law
 from thetadot.progress import console
 from thetadot.scan import scan
+from thetadot.scan.tally import describe_statuses
 
 E = TypeVar("E")
 Law = Literal["power", "log"]
@@ -61,10 +62,11 @@ class ScanExperiment(Generic[E]):
         if grid.json:
             sys.stdout.write(report.to_json(facts) + "\n")
         else:
-            ends = ", ".join(f"{count} {status}" for status, count in facts["statuses"].items())
             out = console()
             out.print(table)
-            out.print(f"{facts['lanes']} lanes: {ends}\nsaved in {store}", soft_wrap=True)
+            out.print(
+                f"{facts['lanes']} lanes: {describe_statuses(facts['statuses'])}\nsaved in {store}", soft_wrap=True
+            )
         return 0 if set(facts["statuses"]) <= {"done", "stopped"} else 1
 
 
@@ -102,8 +104,8 @@ def scan_experiment(
         from thetadot.plot.law import law_figure  # matplotlib takes a second to import
 
         path = store.with_suffix(".png")
-        counts = ", ".join(f"{count} {status}" for status, count in facts["statuses"].items())
-        footer = f"{facts['experiment']}  ·  rtol {experiment.rtol:.0e}  ·  {counts}"
+        ends = describe_statuses(facts["statuses"])
+        footer = f"{facts['experiment']}  ·  rtol {experiment.rtol:.0e}  ·  {ends}"
         law_figure([(ds, fit) for fit in fits], footer).savefig(path)
         facts["figure"] = str(path)
     return facts, _table(fits, facts["experiment"])

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,18 @@ class Report(NamedTuple):
     losses: np.ndarray
 
 
+def describe(report: Report) -> str:
+    """One line: time, loss, gradient norm, speed."""
+    return (
+        f"t = {report.t:.6g} of {report.t1:.6g}   loss {report.loss:.6g}   ‖∇L‖ {report.grad_norm:.2e}   "
+        f"{report.num_steps} steps, {report.steps_per_s:.0f}/s"
+    )
+
+
 @contextlib.contextmanager
-def live_line(progress: bool | Callable[[Report], None]) -> Iterator[Callable[[Report], None] | None]:
+def live_line(
+    progress: bool | Callable[[Any], None], describe: Callable[[Any], str] = describe
+) -> Iterator[Callable[[Any], None] | None]:
     """A function to call with reports: the user's own, a live line on stderr, or None for no progress."""
     if not progress:
         yield None
@@ -35,14 +45,6 @@ def live_line(progress: bool | Callable[[Report], None]) -> Iterator[Callable[[R
 
         with Live(console=console(stderr=True), refresh_per_second=8, transient=True) as live:
             yield lambda report: live.update(describe(report))
-
-
-def describe(report: Report) -> str:
-    """One line: time, loss, gradient norm, speed."""
-    return (
-        f"t = {report.t:.6g} of {report.t1:.6g}   loss {report.loss:.6g}   ‖∇L‖ {report.grad_norm:.2e}   "
-        f"{report.num_steps} steps, {report.steps_per_s:.0f}/s"
-    )
 
 
 def console(*, stderr: bool = False) -> "Console":

@@ -196,12 +196,13 @@ def check_ladder(rtol: float, params0: PyTree) -> None:
 
 def first_times(runs: Sequence[Trajectory]) -> dict[str, Measured]:
     """First crossing times of one flow solved at the rungs of `LADDER`; of the first rung alone, without errors."""
-    firsts = {name: [_first(run.crossings[name]) for run in runs] for name in runs[0].crossings}
+    firsts = {name: [first_crossing(run, name) for run in runs] for name in runs[0].crossings}
     return {name: _settle(times) for name, times in firsts.items()}
 
 
-def _first(times: list[float]) -> float:
-    return times[0] if times else np.nan
+def first_crossing(traj: Trajectory, name: str) -> float:
+    """First time of a crossing, NaN if there is none."""
+    return traj.crossings[name][0] if traj.crossings[name] else np.nan
 
 
 def _settle(times: list[float]) -> Measured:

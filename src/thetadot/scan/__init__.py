@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 import diffrax as dfx
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from ..flow import STANDING, check_rtol
-from ..problem import Observable, Problem
+from ..problem import Observable
 from ..provenance import provenance
 from ..solvers import choose_solver
 from .engines import Lanes, choose_engine
@@ -97,10 +96,10 @@ def scan(
     _check_settings(t1, solver, rtol, max_steps)
     x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
     job = Job(make, axes, t1, crossings, functions, observables, solver, float(rtol), errors, max_steps, x64)
-    first = _first(job)
+    loss = _loss_name(job)
     run = choose_engine(engine, executor, job)
     path = None if store is None else Path(store)
-    attrs = {"configuration": json.dumps(_configuration(job, first)), "provenance": json.dumps(provenance())}
+    attrs = {"configuration": json.dumps(_configuration(job, loss)), "provenance": json.dumps(provenance())}
     scalars = [name for crossing in crossings for name in (crossing, f"{crossing}_error")]
     group = open_store(path, axes, [*scalars, *STATS], attrs)
     if todo := pending(group):
@@ -156,11 +155,11 @@ def _check_settings(t1, solver, rtol, max_steps) -> None:
         raise ValueError(f"`scan(max_steps=...)` must be at least 1; got {max_steps}.")
 
 
-def _configuration(job: Job, first: tuple[Problem, PyTree] | None) -> dict[str, Any]:
+def _configuration(job: Job, loss: str | None) -> dict[str, Any]:
     """What decides the numbers of a scan, as JSON: functions by their qualified names."""
     return {
         "make": _name(job.make),
-        "loss": first and _name(first[0].loss_fn),
+        "loss": loss,
         "axes": list(job.axes),
         **{f"grid[{name!r}]": values.tolist() for name, values in job.axes.items()},
         "t1": _name(job.t1) if callable(job.t1) else job.t1,
@@ -187,15 +186,15 @@ def _name(fn: Callable) -> str:
     return f"{Path(script).stem if script else named.__module__}.{named.__qualname__}"
 
 
-def _first(job: Job) -> tuple[Problem, PyTree] | None:
-    """What `make` returns at the first point; None where `make` fails there, as its lane will tell.
+def _loss_name(job: Job) -> str | None:
+    """The loss at the first point; None where `make` fails there, as its lane will tell.
 
     Raises:
         ValueError: `make` does not return the same functions when it is called again.
     """
     point = point_at(job.axes, 0)
     try:
-        (one, params0), (again, _) = made(job.make, point), made(job.make, point)
+        one, again = made(job.make, point)[0], made(job.make, point)[0]
     except (Exception, SystemExit):
         return None
     if jax.tree.structure(one) != jax.tree.structure(again):
@@ -203,4 +202,4 @@ def _first(job: Job) -> tuple[Problem, PyTree] | None:
             "`make` returns new functions at each call, so that every lane would compile for seconds: define the loss "
             "and the conserved quantities once, outside of it, and let `data` vary."
         )
-    return one, params0
+    return _name(one.loss_fn)

@@ -4,6 +4,7 @@ import numpy as np
 
 from thetadot import observables
 from thetadot.laws import fit_log_law
+from thetadot.stages import first_crossing
 from thetadot.theory.check import Check, judge, settled, spread
 
 from .closed_forms import condensation_rate, moments, stage_time_slopes, unigram_loss
@@ -13,7 +14,6 @@ from .flows import (
     SYMMETRIC,
     Trace,
     chain,
-    crossing,
     gaussian,
     growth_rate,
     row_at,
@@ -55,7 +55,7 @@ def check_second_saddle(trace: Trace = trace) -> list[Check]:
 
     def measure(rtol: float) -> tuple[float, float, float]:
         traj = trace(setting, gaussian(_INIT_SCALE, 1), 300.0, {"query_norm": (1e-2, 1e-1)}, rtol)
-        low = row_at(traj, crossing(traj, "query_norm low"))
+        low = row_at(traj, first_crossing(traj, "query_norm low"))
         speed = np.where(traj["loss"][: low + 1] < (np.log(4) + loss) / 2, traj["grad_norm"][: low + 1], np.inf)
         params = weights(traj, int(np.argmin(speed)))
         norms = [float(np.linalg.norm(params[name])) for name in ("w_0", "w_1")]
@@ -84,7 +84,7 @@ def check_timing(trace: Trace = trace) -> list[Check]:
     for seed in range(3):
         flows = [trace(setting, gaussian(scale, seed), 600.0, levels, 1e-7) for scale in scales]
         times = {
-            name: ("init_scale", [crossing(traj, f"loss {which}") for traj in flows])
+            name: ("init_scale", [first_crossing(traj, f"loss {which}") for traj in flows])
             for name, which in {"first": "low", "second": "high"}.items()
         }
         ds = xr.Dataset(times, coords={"init_scale": scales})
@@ -102,7 +102,7 @@ def _condense(trace: Trace, law: tuple[float, ...], persistence: float, rtol: fl
     """Growth rate, then cos(u_1(W_0), π) and stable ranks of W_0 and W_Q where |W_0| reaches the upper level."""
     setting, params0 = chain(law, persistence), gaussian(_INIT_SCALE, 1)
     traj = trace(setting, params0, 40.0, {"embedding_norm": _LEVELS}, rtol)
-    params = weights(traj, row_at(traj, crossing(traj, "embedding_norm high")))
+    params = weights(traj, row_at(traj, first_crossing(traj, "embedding_norm high")))
     return (
         growth_rate(traj, "embedding_norm"),
         float(observables.top_singular_alignment(params["w_0"], setting["stationary"])),

@@ -15,6 +15,7 @@ from thetadot._types import Data, LossFn, NamedParams
 from thetadot.flow import gradient_flow
 from thetadot.models import attention
 from thetadot.problem import Problem
+from thetadot.stages import first_crossing
 from thetadot.trajectory import Trajectory
 
 from .closed_forms import unigram_saddle
@@ -83,15 +84,11 @@ def trace(
     return gradient_flow(_problem(chain), params0, t1, observables=_OBSERVABLES, crossings=crossings, rtol=rtol)
 
 
-def crossing(traj: Trajectory, name: str) -> float:
-    """First time of a crossing, NaN if there is none."""
-    return traj.crossings[name][0] if traj.crossings[name] else float("nan")
-
-
 def growth_rate(traj: Trajectory, observable: str) -> float:
     """`d log/dt` of an observable between its two levels."""
     (_, low), (_, high) = (traj.provenance["crossings"][f"{observable} {which}"] for which in ("low", "high"))
-    return float(np.log(high / low)) / (crossing(traj, f"{observable} high") - crossing(traj, f"{observable} low"))
+    t_low, t_high = (first_crossing(traj, f"{observable} {which}") for which in ("low", "high"))
+    return float(np.log(high / low)) / (t_high - t_low)
 
 
 def weights(traj: Trajectory, row: int) -> dict[str, Array]:

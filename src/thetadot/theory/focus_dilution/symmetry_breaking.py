@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from thetadot.stages import first_crossing
 from thetadot.theory.check import Check, judge, settled
 
 from .closed_forms import degenerate_loss, transverse_matrix
@@ -14,7 +15,6 @@ from .flows import (
     SYMMETRIC,
     Trace,
     chain,
-    crossing,
     gaussian,
     growth_rate,
     rank_one_start,
@@ -83,7 +83,7 @@ def _escape(trace: Trace, law: tuple[float, ...], rtol: float) -> tuple[float, f
     # Twice the time it should take; bounded, so that a flow without an escape ends as well.
     t1 = 2 * np.log(_LEVELS[1] / _NOISE) / max(float(rates[0]), 1e-4)
     traj = trace(chain(law), start, float(t1), {"transverse_norm": _LEVELS}, rtol)
-    reached = crossing(traj, "transverse_norm high")
+    reached = first_crossing(traj, "transverse_norm high")
     w_0 = np.asarray(weights(traj, row_at(traj, reached))["w_0"])
     alpha = np.linalg.svd(w_0)[2][0]
     opened = np.linalg.svd(w_0 - np.outer(w_0 @ alpha, alpha))[0][:, 0]
