@@ -13,6 +13,7 @@ import thetadot as td
 from flows import LOGISTIC, at, polynomial, scalar_flows
 from scans import MEASURE, OBSERVABLES, ends, final, make
 from thetadot.scan import engines
+from thetadot.scan import lane as lane_module
 from thetadot.scan.grid import check_grid, chunk_shape, chunk_start
 from thetadot.scan.lane import Interrupted, Job, run_lane
 from thetadot.scan.tally import Tally, describe_tally
@@ -165,6 +166,21 @@ def test_what_cannot_run_under_vmap_runs_alone():
     ds = solve(make, {"x0": X0}, measure=measure, observables=observables, engine="batches")
     np.testing.assert_allclose(ds.half, EXACT, rtol=1e-5)
     np.testing.assert_allclose(ds["last"], 1 / (1 + (1 / X0 - 1) * np.exp(-8.0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["threads", "batches"])
+def test_a_lane_whose_end_raises_fails_alone(monkeypatch, engine):
+    """And is not lost: the scan would wait for it for ever."""
+    real = lane_module.end_flow
+
+    def end_flow(ongoing):
+        if abs(float(ongoing.run.params0["x"][0]) - X0[1]) < 1e-12:
+            raise RuntimeError("no end")
+        return real(ongoing)
+
+    monkeypatch.setattr(lane_module, "end_flow", end_flow)
+    ds = solve(make, {"x0": X0}, engine=engine)
+    assert list(ds.status) == ["done", "failed", "done"] and "no end" in str(ds.result.values[1])
 
 
 def test_auto_takes_batches_on_an_accelerator_where_lanes_are_even(monkeypatch):

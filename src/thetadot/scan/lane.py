@@ -74,7 +74,11 @@ class Lane:
 
     def end(self, ongoing: Ongoing) -> bool:
         """Keeps the trajectory of a flow that was driven to its end; returns whether there is another to do."""
-        self.trajs.append(end_flow(ongoing))
+        try:
+            self.trajs.append(end_flow(ongoing))
+        except (Exception, SystemExit) as error:
+            self.failure = _failed("Failed", error)
+            return False
         wanted = self.job.errors and any(self.trajs[0].crossings.values())
         return len(self.trajs) < (len(LADDER) if wanted else 1)
 
