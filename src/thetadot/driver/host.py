@@ -162,12 +162,12 @@ class Run:
         """Goes on for some steps with either method, and then with the one that got farther for its work."""
         deflated = self.flow.solver
         self._be_patient()
+        patience = self.patience
         speed = self._speed()
         self._use(KrylovExponential(), f"{held} and no larger rank pays: on trial")
         self.state = restart(self.flow, self.problem, self.state)
         gain = self._speed() / max(speed, 1e-300)
         if gain < _GAIN and self.unfinished():
-            patience = self.patience
             self._use(deflated, f"KrylovExponential went only {gain:.2g} times as far for its work")
             self.state = restart(self.flow, self.problem, self.state)
             self.patience = patience
