@@ -27,7 +27,7 @@ def test_every_figure_is_a_png_and_names_its_tolerance(make):
     figures = plot.figures(traj)
     expected = {"loss", "spectra", "condensation"}
     if make is attention_run:
-        expected |= {"attention", "embedding"}
+        expected |= {"attention", "embedding", "received"}
     assert set(figures) == expected
     for figure in figures.values():
         assert draw(figure).startswith(b"\x89PNG")
@@ -69,6 +69,23 @@ def test_condensation_is_shown_at_stage_boundaries():
     ends = [stage.t_end for stage in stages if stage.kind == "plateau"]
     gaps = [min(abs(traj.ts[i] - end) / end for end in ends) for i in indices[1:-1]]
     assert max(gaps) < 0.2  # the next recorded step after the end of a plateau
+
+
+def test_attention_received_is_one_where_attention_follows_the_frequencies():
+    law = np.array([0.5, 0.3, 0.2])
+    focused = np.array([[0.1, 0.8, 0.1]] * 3)
+    ratios = plot.received.received(np.stack([np.tile(law, (3, 1)), focused]), law)
+    np.testing.assert_allclose(ratios[0], 1.0, rtol=1e-15)
+    np.testing.assert_allclose(ratios[1], [0.2, 8 / 3, 0.5], rtol=1e-15)
+
+
+def test_tokens_that_receive_more_than_their_share_are_named():
+    traj = attention_run()
+    ratios = plot.received.received(traj["attention"], np.asarray(traj.provenance["notes"]["stationary"]))
+    figure = plot.received_figure(traj)
+    assert f"token {np.argmax(ratios[-1]) + 1}" in texts(figure)
+    with pytest.raises(KeyError):
+        plot.received_figure(factorization_run())
 
 
 def test_labels_move_apart_and_keep_their_order():

@@ -14,6 +14,7 @@ from thetadot.plot.attention import attention_figure as attention_figure
 from thetadot.plot.attention import embedding_figure as embedding_figure
 from thetadot.plot.condensation import condensation_figure as condensation_figure
 from thetadot.plot.loss import loss_figure as loss_figure
+from thetadot.plot.received import received_figure as received_figure
 from thetadot.plot.spectra import spectra_figure as spectra_figure
 from thetadot.stages import find_stages
 from thetadot.trajectory import Trajectory
@@ -22,6 +23,7 @@ _FIGURES = {
     "loss": loss_figure,
     "spectra": spectra_figure,
     "attention": attention_figure,
+    "received": received_figure,
     "embedding": embedding_figure,
     "condensation": condensation_figure,
 }
