@@ -25,7 +25,7 @@ def test_notebook_is_short_stripped_and_asks_a_question(path):
     assert len(code) <= 12
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=pytest.mark.slow, id=path.stem) for path in NOTEBOOKS])
 def test_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setenv("THETADOT_FAST", "1")
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))

@@ -27,7 +27,7 @@ def test_every_figure_is_a_png_and_names_its_tolerance(make):
     figures = plot.figures(traj)
     expected = {"loss", "spectra", "condensation"}
     if make is attention_run:
-        expected |= {"attention", "embedding", "received"}
+        expected |= {"attention", "embedding", "received", "plane"}
     assert set(figures) == expected
     for figure in figures.values():
         assert draw(figure).startswith(b"\x89PNG")
@@ -86,6 +86,16 @@ def test_tokens_that_receive_more_than_their_share_are_named():
     assert f"token {np.argmax(ratios[-1]) + 1}" in texts(figure)
     with pytest.raises(KeyError):
         plot.received_figure(factorization_run())
+
+
+def test_principal_plane_keeps_distances_to_the_origin():
+    rng = np.random.default_rng(0)
+    axes = np.linalg.qr(rng.normal(size=(5, 2)))[0]
+    inside = rng.normal(size=(7, 3, 2)) @ axes.T
+    coordinates, share = plot.plane.principal_plane(inside)
+    np.testing.assert_allclose(np.linalg.norm(coordinates, axis=-1), np.linalg.norm(inside, axis=-1), rtol=1e-12)
+    assert abs(share - 1) < 1e-12
+    assert plot.plane.principal_plane(rng.normal(size=(7, 3, 5)))[1] < 0.9
 
 
 def test_labels_move_apart_and_keep_their_order():

@@ -14,6 +14,7 @@ from thetadot.plot.attention import attention_figure as attention_figure
 from thetadot.plot.attention import embedding_figure as embedding_figure
 from thetadot.plot.condensation import condensation_figure as condensation_figure
 from thetadot.plot.loss import loss_figure as loss_figure
+from thetadot.plot.plane import plane_figure as plane_figure
 from thetadot.plot.received import received_figure as received_figure
 from thetadot.plot.spectra import spectra_figure as spectra_figure
 from thetadot.stages import find_stages
@@ -25,6 +26,7 @@ _FIGURES = {
     "attention": attention_figure,
     "received": received_figure,
     "embedding": embedding_figure,
+    "plane": plane_figure,
     "condensation": condensation_figure,
 }
 
