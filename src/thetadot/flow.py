@@ -231,6 +231,8 @@ def _verdict(run: Run, stats: dict, stop: str | None) -> tuple[str, str]:
                 "done",
                 f"Converged: from t = {t:.6g} on the parameters move by rounding only; held until t1.",
             )
+        case Outcome.RUNNING if run.satisfied():
+            return "stopped", f"Left at t = {t:.6g}, after the first crossing of each level that was wanted."
         case Outcome.RUNNING:
             return "step limit", (
                 f"Ended by `max_steps` = {run.max_steps} at t = {t:.6g}: raise it, loosen `rtol`, or try another "

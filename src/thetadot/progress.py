@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Report(NamedTuple):
-    """Where a flow is. `ts` and `losses` are the rows recorded so far."""
+    """Where a flow is. `ts` and `losses` are the rows recorded so far, joined when they are looked at."""
 
     t: float
     t1: float
@@ -19,8 +19,17 @@ class Report(NamedTuple):
     grad_norm: float
     num_steps: int
     steps_per_s: float
-    ts: np.ndarray
-    losses: np.ndarray
+    chunks: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+    @property
+    def ts(self) -> np.ndarray:
+        """Their times."""
+        return np.concatenate([np.zeros(0), *(ts for ts, _ in self.chunks)])
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Their losses."""
+        return np.concatenate([np.zeros(0), *(losses for _, losses in self.chunks)])
 
 
 def describe(report: Report) -> str:

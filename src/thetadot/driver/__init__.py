@@ -9,6 +9,8 @@ Within each accepted step the dense output is evaluated at the two inner Gauss�
 ∫‖∇L‖² dt (order 6), and so that two crossings in one step are seen.
 """
 
+from .checkpoints import checkpoint as checkpoint
+from .checkpoints import resume as resume
 from .host import Run as Run
 from .state import Flow as Flow
 from .state import Outcome as Outcome

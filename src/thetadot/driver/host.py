@@ -33,6 +33,7 @@ from .record import observe
 from .state import Flow, Outcome, Rows
 
 _CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
+_SHORT_CHUNK = 32  # where the flow may be left at any time
 _PATIENCE = 1e6  # minus the pressure after a refusal: it takes some 120 steps to rise again
 _MOST_PATIENCE = 1e48
 _FAR = 2000  # steps of the present length still to go, from which another method is worth its compilation
@@ -51,6 +52,7 @@ class Run:
         self.ts: list[np.ndarray] = []
         self.rows: list[dict[str, np.ndarray]] = []
         self.crossing_ts: list[list[float]] = [[] for _ in flow.crossing_names]
+        self.wanted: tuple[int, ...] | None = None  # crossings: the flow is left once each has been found
         self.choices = [f"t = 0: {describe_solver(flow.solver)}, {'to begin with' if flow.may_switch else 'as asked'}"]
         self.params0 = params0
 
@@ -77,17 +79,27 @@ class Run:
         began = time.perf_counter()
         with one_lapack_thread():
             while self.unfinished():
-                strained = self._advance(_CHUNK_STEPS if show else self.max_steps)
+                strained = self._advance(self._chunk(bool(show)))
                 if show:
                     show(self._report(time.perf_counter() - began))
-                if strained:
+                if strained and not self.satisfied():
                     self._relieve()
         if self.outcome == Outcome.RESTED:
             self._rest()
 
     def unfinished(self) -> bool:
         """Whether there is more to do."""
-        return self.num_steps < self.max_steps and self.outcome == Outcome.RUNNING
+        return self.num_steps < self.max_steps and self.outcome == Outcome.RUNNING and not self.satisfied()
+
+    def satisfied(self) -> bool:
+        """Whether every crossing that is wanted has been found, and nothing else is wanted."""
+        return self.wanted is not None and all(self.crossing_ts[i] for i in self.wanted)
+
+    def _chunk(self, shown: bool) -> int:
+        """Steps until the next visit to the host."""
+        if self.wanted is not None:
+            return _SHORT_CHUNK
+        return _CHUNK_STEPS if shown else self.max_steps
 
     def _advance(self, num_steps: int) -> bool:
         """Tries up to `num_steps` steps and collects their rows; returns whether the solver is strained."""
@@ -198,7 +210,7 @@ class Run:
         """A flow that has converged stays where it is: at `t1`, and at the save times still to come."""
         grid = self.flow.grid
         left = np.asarray(self.t1)[None] if grid is None else np.asarray(grid[int(self.state.saved) :])
-        if left.size:
+        if left.size and not (self.ts and self.ts[-1][-1] == left[-1]):  # a run may be driven again from its end
             last = self._last_row()
             self._append(left, {name: np.repeat(x[None], left.size, axis=0) for name, x in last.items()})
 
@@ -208,12 +220,10 @@ class Run:
         return {name: np.asarray(x) for name, x in row.items()}
 
     def _report(self, elapsed: float) -> Report:
-        ts = np.concatenate(self.ts) if self.ts else np.zeros(0)
-        losses = np.concatenate([rows["loss"] for rows in self.rows]) if self.rows else np.zeros(0)
         grad_norm = float(jnp.sqrt(squared_norm(self.state.grad)))
         speed = self.num_steps / max(elapsed, 1e-9)
-        state = self.state
-        return Report(float(state.t), float(self.t1), float(state.loss), grad_norm, self.num_steps, speed, ts, losses)
+        state, chunks = self.state, tuple((ts, rows["loss"]) for ts, rows in zip(self.ts, self.rows, strict=True))
+        return Report(float(state.t), float(self.t1), float(state.loss), grad_norm, self.num_steps, speed, chunks)
 
     def _conservation(self) -> dict[str, float]:
         """Drift of each invariant C, relative to what relative errors of the parameters would do to it.

@@ -1,0 +1,90 @@
+"""A flow in progress as a few arrays, and the same flow again from them.
+
+A state says all that the loop knows between two steps, so a flow that is resumed takes the very steps that it would
+have taken. What is fixed in a flow (problem, start, tolerances) is not kept but recognized, by a digest.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..provenance import provenance
+from ..solvers import DeflatedExponential, KrylovExponential, describe_solver
+from .host import Run
+from .loop import start
+
+_MADE_BY = ("versions", "commit", "device")  # other ones may take other steps
+
+
+def checkpoint(run: Run) -> dict[str, np.ndarray]:
+    """All that the run knows, between two of its chunks, as arrays without objects."""
+    facts = {
+        "flow": _digest(run),
+        "choices": run.choices,
+        "solver": describe_solver(run.flow.solver),
+        "rank": getattr(run.flow.solver, "rank", None),
+        "patience": run.patience,
+    }
+    arrays = {"facts": np.array(json.dumps(facts)), "ts": np.concatenate(run.ts) if run.ts else np.zeros(0)}
+    arrays |= {f"state_{i}": np.asarray(leaf) for i, leaf in enumerate(filter(_is_array, jax.tree.leaves(run.state)))}
+    arrays |= {f"row_{i}": rows for i, rows in enumerate(run.series().values())}
+    return arrays | {f"crossing_{i}": np.array(ts) for i, ts in enumerate(run.crossing_ts)}
+
+
+def resume(run: Run, saved: Mapping[str, np.ndarray]) -> bool:
+    """Puts a run that has begun where the checkpoint was made.
+
+    Returns:
+        Whether it could: a checkpoint of another flow, or made by other versions, leaves the run as it is.
+    """
+    facts = json.loads(str(saved["facts"]))
+    solver = _solver_again(run, facts)
+    if facts["flow"] != _digest(run) or describe_solver(solver) != facts["solver"]:
+        return False
+    flow = dataclasses.replace(run.flow, solver=solver)
+    leaves, structure = jax.tree.flatten(eqx.filter_eval_shape(start, flow, run.problem, run.params0, run.t1)[0])
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    for place, name in enumerate(f"state_{i}" for i in range(len(places))):
+        expected, found = leaves[places[place]], saved[name]
+        if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+            return False
+        leaves[places[place]] = jnp.asarray(found)
+    rows = {name: saved[f"row_{i}"] for i, name in enumerate(run.row0)}
+    run.crossing_ts = [saved[f"crossing_{i}"].tolist() for i in range(len(run.crossing_ts))]
+    run.ts, run.rows = ([saved["ts"]], [rows]) if saved["ts"].size else ([], [])
+    run.flow, run.state = flow, jax.tree.unflatten(structure, leaves)
+    run.choices, run.patience = facts["choices"], facts["patience"]
+    return True
+
+
+def _solver_again(run: Run, facts: Mapping[str, Any]) -> dfx.AbstractSolver:
+    """The solver that the run had taken by then."""
+    if not run.flow.may_switch:
+        return run.flow.solver
+    return KrylovExponential() if facts["rank"] is None else DeflatedExponential(facts["rank"])
+
+
+def _digest(run: Run) -> str:
+    """Of everything that decides which steps a flow takes."""
+    flow = run.flow
+    fixed = (flow.levels, flow.directions, flow.controller, flow.grid, run.problem, run.params0, run.t1)
+    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(fixed) if _is_array(leaf)]
+    names = [name for name, _ in (*flow.observables, *run.problem.conserved)]
+    made_by = {key: value for key, value in provenance().items() if key in _MADE_BY}
+    words = [made_by, run.choices[0], flow.crossing_names, flow.stop, names, *((a.shape, str(a.dtype)) for a in arrays)]
+    digest = hashlib.sha256(json.dumps(words).encode())
+    for array in arrays:
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
