@@ -10,6 +10,7 @@ import numpy as np
 
 import thetadot as td
 from flows import DRIFT, HILL, LOGISTIC, at, first, scalar_flows
+from thetadot.scan import keep
 
 ONE = jnp.asarray(1.0)  # made when this module is imported, by a worker perhaps
 STIFF = {2: 5e3}  # x' = -10⁴x
@@ -42,6 +43,17 @@ def die(x0):
         time.sleep(1)  # the lanes before are written
         os._exit(1)
     return make(x0)
+
+
+LONG = 2.0  # some 6000 steps of x' = -10⁴x
+
+
+def make_stiff(x0):
+    return scalar_flows(LOGISTIC, STIFF), at(x0, 0.5)
+
+
+def num_rows(traj):
+    return len(traj.ts)
 
 
 def never_ends(x0):
@@ -89,6 +101,12 @@ def scan_for_ever(store, **options):
     return td.scan(never_ends, grid, 1e6, MEASURE, OBSERVABLES, store, errors=False, **options)
 
 
+def scan_long(store, **options):
+    """Two lanes of thousands of steps, each at three tolerances."""
+    grid, measure = {"x0": [0.2, 0.4]}, {**MEASURE, "rows": num_rows}
+    return td.scan(make_stiff, grid, LONG, measure, OBSERVABLES, store, solver="tsit5", **options)
+
+
 def scan_everywhere(**options):
     """Lanes whose values do not depend on where they are run."""
     measure = {**MEASURE, "ends": ends, "precision": precision}
@@ -104,6 +122,9 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["slow", store]:
             scan_slowly(store, progress=tell)
+        case ["long", store]:
+            keep.PAUSE_S = 0.0
+            scan_long(store)
         case ["endless", store]:
             scan_for_ever(store, progress=tell)
         case ["devices", "everywhere", store]:

@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -44,9 +45,11 @@ def make_slowly(x0):
     return make(x0)
 
 
-def interrupt_at(count):
+def interrupt_at(count, event=None):
     def progress(tally):
         if tally.done == count:
+            if event:
+                event.set()
             raise KeyboardInterrupt
 
     return progress
@@ -56,18 +59,20 @@ def interrupt_at(count):
 
 
 def test_an_interrupted_scan_goes_on_and_equals_an_uninterrupted_one(tmp_path):
-    asked = []
+    asked, interrupted = [], Event()
 
     def make_and_tell(x0):
         asked.append(x0)
-        time.sleep(0.05)
+        if len(asked) > 8:  # two of them to try `make`
+            interrupted.wait(60)
+            time.sleep(0.1)
         return make(x0)
 
     path = tmp_path / "scan.zarr"
     with pytest.raises(
         KeyboardInterrupt, match=r"of 12 lanes to do; the others are in `.*scan.zarr`, and the same call"
     ):
-        solve(make_and_tell, {"x0": X0}, store=path, progress=interrupt_at(4))
+        solve(make_and_tell, {"x0": X0}, store=path, progress=interrupt_at(4, interrupted))
     finished = statuses(path) == "done"
     assert 4 <= finished.sum() < 12
     asked.clear()

@@ -4,8 +4,11 @@
 |---|---|
 | `grid` | the axes and their points |
 | `lane` | one point: make, solve, measure |
+| `order` | which lane is next: long ones first |
 | `engines` | what runs the lanes: threads, devices, executors |
 | `store` | the Zarr group that lanes are written to as they finish |
+| `lock` | one process at a time writes a store |
+| `keep` | checkpoints of lanes in progress |
 | `tally` | live progress |
 """
 
@@ -17,6 +20,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +34,11 @@ from ..provenance import provenance
 from ..solvers import choose_solver
 from .engines import Lanes, choose_engine
 from .grid import Axes, check_grid, point_at
-from .lane import STATS, Job, made
-from .store import PENDING, open_store, pending, read, statuses, writing
-from .tally import Tally, counting
+from .keep import forget
+from .lane import STATS, TIME, Job, made
+from .lock import working
+from .store import IN_PROGRESS, PENDING, open_store, pending, read, statuses, writing
+from .tally import Count, Tally, counting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,6 +59,7 @@ def scan(
     errors: bool = True,
     progress: bool | Callable[[Tally], None] = False,
     max_steps: int = 1_000_000,
+    stop: str | None = None,
 ) -> "xr.Dataset":
     """Traces the flow at every point of a grid and measures it there.
 
@@ -76,56 +83,101 @@ def scan(
         solver: as in `gradient_flow`.
         rtol: as in `gradient_flow`.
         errors: solve each lane with crossings twice more, at `rtol`/10 and `rtol`/100, for the errors of their times
-            (see `crossing_times`). That costs several times what the lane does; without it the errors are NaN.
+            (see `crossing_times`). That costs several times what the lane does; without it the errors are NaN. These
+            two flows are left as soon as they have passed all that the first one passed, which changes no number.
         progress: True for a live line on stderr, or a function of a `Tally`.
         max_steps: of each lane, as in `gradient_flow`.
+        stop: name of a crossing in `measure` that ends a lane, whose status is then "stopped". Without it a lane goes
+            on to `t1` after its last crossing, to tell where it ends and whether it blows up.
 
     Returns:
         A dataset over the grid: what was measured, `status` ("done", "stopped", "blew up", "step limit", "failed"),
         `result` (the same in a sentence), `num_steps` and `num_gradients` of the solve at `rtol`, `loss1`, `t_end`
         (where the flow ended, or came to rest) and `wall_s` (of everything in the lane). Settings, versions and
-        platform are in its attributes. Arrays in a store stay there until they are looked at.
+        platform are in its attributes, meaning and unit of each variable in its own. Arrays in a store stay there until
+        they are looked at.
+
+        The same call goes on inside lanes that a kill interrupted, from checkpoints that are written to the store every
+        half a minute, on threads and in batches; an executor begins them anew. It takes the steps that it would have
+        taken. A checkpoint made by other versions, or of other data, is left alone and the lane begins anew.
 
     Raises:
         ValueError: an argument makes no sense, or the store is that of another scan; the message says which.
-        OSError: the store cannot be written; the lanes finished before are safe.
+        OSError: the store cannot be written, or another process is writing it; the lanes finished before are safe.
         KeyboardInterrupt: after Ctrl-C, with the finished lanes in the store.
     """
     axes, observables = check_grid(grid), dict(observables or {})
     crossings, functions = _check_measure(measure, axes, observables)
     _check_settings(t1, solver, rtol, max_steps)
+    if stop is not None and stop not in crossings:
+        raise ValueError(
+            f"`stop`={stop!r} must name a crossing in `measure`; there is {', '.join(crossings) or 'none'}."
+        )
     x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
-    job = Job(make, axes, t1, crossings, functions, observables, solver, float(rtol), errors, max_steps, x64)
+    job = Job(make, axes, t1, crossings, functions, observables, solver, float(rtol), errors, max_steps, x64, stop)
     loss = _loss_name(job)
     run = choose_engine(engine, executor, job)
     path = None if store is None else Path(store)
-    attrs = {"configuration": json.dumps(_configuration(job, loss)), "provenance": json.dumps(provenance())}
-    scalars = [name for crossing in crossings for name in (crossing, f"{crossing}_error")]
-    group = open_store(path, axes, [*scalars, *STATS], attrs)
-    if todo := pending(group):
-        _run(run(job, todo), group, axes, path, progress)
+    variables = _variables(job)
+    group = open_store(path, axes, variables, _attributes(job, loss))
+    if pending(group):
+        with working(group, path) as folder:
+            job = job._replace(folder=folder)
+            _run(run(job, pending(group)), group, job, path, progress)
+    scalars = [name for name in variables if name not in STATS]
     ds = read(group, [*scalars, *functions, "status", "result", *STATS])
     return ds.load() if path is None else ds
 
 
-def _run(finished: Lanes, group: "zarr.Group", axes: Axes, path: Path | None, progress) -> None:
+def _attributes(job: Job, loss: str | None) -> dict[str, Any]:
+    """Of the dataset: what decides its numbers and what made them, and the most important of it in plain sight."""
+    made_by = provenance()
+    return {
+        "configuration": json.dumps(_configuration(job, loss)),
+        "provenance": json.dumps(made_by),
+        "rtol": job.rtol,
+        "solver": _solver_name(job),
+        "thetadot": made_by["versions"].get("thetadot", "not installed"),
+    }
+
+
+def _variables(job: Job) -> dict[str, dict[str, Any]]:
+    """The numbers that every lane has, with what they mean."""
+    about: dict[str, dict[str, Any]] = {}
+    for name, (observable, level, *direction) in job.crossings.items():
+        passed = " ".join(["first time at which", observable, "passes", f"{level:g}", *direction])
+        about[name] = {"long_name": passed, "units": TIME, "rtol": job.rtol}
+        about[f"{name}_error"] = {"long_name": f"error of {name}", "units": TIME}
+    return about | STATS
+
+
+def _run(lanes: Lanes, group: "zarr.Group", job: Job, path: Path | None, progress) -> None:
     """Writes lanes as they finish, until all have or Ctrl-C is pressed."""
     before = statuses(group)
     left = before.pop(PENDING, 0)
     try:
         with (
             counting(progress, before, before.total() + left) as count,
-            writing(group, axes, path, count) as hand_over,
-            contextlib.closing(finished),
+            writing(group, job.axes, path, partial(_written, job, count)) as hand_over,
+            contextlib.closing(lanes),
         ):
-            for lane, row in finished:
-                hand_over(lane, row)
+            for lane, row in lanes:
+                if row is None:
+                    count.begun()
+                else:
+                    hand_over(lane, row)
     except KeyboardInterrupt:
         after = statuses(group)
         told = f"interrupted with {after[PENDING]} of {after.total()} lanes to do"
         kept = f"the others are in `{path}`, and the same call goes on from there"
         lost = "nothing was kept: a `store` would have kept the others"
         raise KeyboardInterrupt(f"{told}; {lost if path is None else kept}.") from None
+
+
+def _written(job: Job, count: Count, lane: int, status: str) -> None:
+    if job.folder is not None:
+        forget(job.folder, lane)
+    count.ended(status)
 
 
 def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping) -> tuple[dict, dict]:
@@ -140,7 +192,7 @@ def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping)
             )
         if crossing[0] not in (known := {*STANDING, *observables}):
             raise ValueError(f"`measure[{name!r}]` watches {crossing[0]!r}, not among {', '.join(sorted(known))}.")
-    taken = {*axes, *STATS, "status", "result", *(f"{name}_error" for name in crossings)} & set(measure)
+    taken = {*axes, *STATS, "status", "result", IN_PROGRESS, *(f"{name}_error" for name in crossings)} & set(measure)
     if taken:
         raise ValueError(f"`measure` may not be called {', '.join(sorted(taken))}: the dataset has its own.")
     return crossings, functions
@@ -166,12 +218,17 @@ def _configuration(job: Job, loss: str | None) -> dict[str, Any]:
         **{f"measure[{name!r}]": list(crossing) for name, crossing in job.crossings.items()},
         **{f"measure[{name!r}]": _name(fn) for name, fn in job.functions.items()},
         **{f"observables[{name!r}]": _name(fn) for name, fn in job.observables.items()},
-        "solver": job.solver if isinstance(job.solver, str) else repr(job.solver),
+        "solver": _solver_name(job),
         "rtol": job.rtol,
         "errors": job.errors,
         "max_steps": job.max_steps,
         "x64": job.x64,
+        **({} if job.stop is None else {"stop": job.stop}),
     }
+
+
+def _solver_name(job: Job) -> str:
+    return job.solver if isinstance(job.solver, str) else repr(job.solver)
 
 
 def _name(fn: Callable) -> str:

@@ -1,7 +1,7 @@
 """Engines: what runs the lanes. Each takes lanes and yields them, with what they left behind, as they finish.
 
-An engine is a generator `engine(job, lanes) -> (lane, row), …` in any order. When it is closed, or an exception passes
-through it, it hands out no more lanes.
+An engine is a generator `engine(job, lanes) -> (lane, row), …` in any order, which also tells of lanes that begin, by
+(lane, None). When it is closed, or an exception passes through it, it hands out no more lanes.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor, Future
 from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -22,9 +22,11 @@ from ..driver import Run, drive_together
 from ..flow import Ongoing
 from ..progress import Report
 from ..solvers import choose_solver
+from .keep import keeping
 from .lane import Interrupted, Job, Lane, Row, run_lane
+from .order import Waiting
 
-Lanes = Generator[tuple[int, Row], None, None]
+Lanes = Generator[tuple[int, Row | None], None, None]
 Engine = Callable[[Job, Sequence[int]], Lanes]
 
 _BLOCK = 64  # lanes, at most, that an executor is given at once
@@ -42,7 +44,7 @@ Check = Callable[[Report | None], None]  # raises `Interrupted` when the scan is
 
 def threads(job: Job, lanes: Sequence[int]) -> Lanes:
     """Lanes one by one on every core, or on every device where there are several."""
-    return _spread(partial(_one_by_one, job), lanes, _places())
+    return _spread(partial(_one_by_one, job), Waiting(job.axes, lanes), len(lanes), _places())
 
 
 def batches(job: Job, lanes: Sequence[int]) -> Lanes:
@@ -50,7 +52,8 @@ def batches(job: Job, lanes: Sequence[int]) -> Lanes:
 
     On a CPU batches take turns (see `drive_together`), so that a second thread would gain nothing.
     """
-    return _spread(partial(_side_by_side, job), lanes, _places()[:1] if jax.default_backend() == "cpu" else _places())
+    places = _places()[:1] if jax.default_backend() == "cpu" else _places()
+    return _spread(partial(_side_by_side, job), Waiting(job.axes, lanes), len(lanes), places)
 
 
 def _one_by_one(job: Job, take: Take, put: Put, check: Check) -> None:
@@ -62,6 +65,9 @@ def _side_by_side(job: Job, take: Take, put: Put, check: Check) -> None:
     ongoing: dict[int, tuple[Lane, Ongoing]] = {}  # by the identity of their runs
     tighter: deque[Lane] = deque()  # lanes that go on at the next tolerance
 
+    def in_progress() -> list[Lane]:
+        return [*(lane for lane, _ in ongoing.values()), *tighter]
+
     def next_run() -> Run | None:
         while (lane := _next_lane(job, tighter, take)) is not None:
             flow = lane.begin()
@@ -72,8 +78,9 @@ def _side_by_side(job: Job, take: Take, put: Put, check: Check) -> None:
         return None
 
     try:
+        look = keeping(job.folder, lambda: [lane.keep for lane in in_progress()], check)
         with jax.enable_x64(job.x64):
-            for run in drive_together(next_run, _WIDTHS.get(jax.default_backend(), _WIDE), check):
+            for run in drive_together(next_run, _WIDTHS.get(jax.default_backend(), _WIDE), look):
                 lane, flow = ongoing.pop(id(run))
                 if lane.end(flow):
                     tighter.append(lane)
@@ -82,7 +89,7 @@ def _side_by_side(job: Job, take: Take, put: Put, check: Check) -> None:
     except Interrupted:
         raise
     except (Exception, SystemExit):  # something that cannot run under `vmap`, perhaps: each lane alone tells what
-        for lane in [*(lane for lane, _ in ongoing.values()), *tighter]:
+        for lane in in_progress():
             put((lane.number, run_lane(job, lane.number, check)))
         _one_by_one(job, take, put, check)
 
@@ -94,14 +101,15 @@ def _next_lane(job: Job, tighter: deque[Lane], take: Take) -> Lane | None:
     return None if number is None else Lane(job, number)
 
 
-def _spread(work: Callable[[Take, Put, Check], None], lanes: Sequence[int], places: Sequence) -> Lanes:
-    """Lanes through `work`, which runs in a thread for each place."""
-    todo, results, stop = deque(lanes), SimpleQueue(), Event()
+def _spread(work: Callable[[Take, Put, Check], None], waiting: Waiting, left: int, places: Sequence) -> Lanes:
+    """The `left` lanes that wait, through `work`, which runs in a thread for each place."""
+    results, stop = SimpleQueue(), Event()
 
     def take() -> int | None:
-        with contextlib.suppress(IndexError):
-            return None if stop.is_set() else todo.popleft()
-        return None
+        lane = None if stop.is_set() else waiting.take()
+        if lane is not None:
+            results.put((lane, None))
+        return lane
 
     def check(report: Report | None) -> None:
         del report
@@ -113,12 +121,16 @@ def _spread(work: Callable[[Take, Put, Check], None], lanes: Sequence[int], plac
         with contextlib.suppress(Interrupted), place:
             work(take, results.put, check)
 
-    workers = [Thread(target=run, args=(place,), daemon=True) for place in places[: len(lanes)]]
+    workers = [Thread(target=run, args=(place,), daemon=True) for place in places[:left]]
     try:
         for worker in workers:
             worker.start()
-        for _ in lanes:
-            yield results.get()
+        while left:
+            lane, row = results.get()
+            if row is not None:
+                waiting.learn(lane, row)
+                left -= 1
+            yield lane, row
     finally:
         stop.set()
         patience = time.monotonic() + _PATIENCE_S
@@ -139,23 +151,28 @@ def num_cores() -> int:
 
 def blocks(executor: Executor, job: Job, lanes: Sequence[int]) -> Lanes:
     """Blocks of lanes on the workers of an executor: a process pool, a cluster."""
-    packed = _pack(job)
+    packed = _pack(job._replace(folder=None))  # workers may not see this disk
     size = max(1, min(_BLOCK, len(lanes) // _BLOCKS))
     cut = [lanes[i : i + size] for i in range(0, len(lanes), size)]
 
-    def submit(block: Sequence[int]) -> Future:
-        return executor.submit(run_block, packed, job.x64, block)
+    finished: SimpleQueue[Future] = SimpleQueue()  # to wait for all of them would look at each, each time
+    running: dict[Future, Sequence[int]] = {}
 
-    running = {submit(block): block for block in cut}
+    def submit(block: Sequence[int]) -> None:
+        future = executor.submit(run_block, packed, job.x64, block)
+        running[future] = block
+        future.add_done_callback(finished.put)
+
     try:
+        for block in cut:
+            submit(block)
         while running:
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                block = running.pop(future)
-                rows = _rows(future)
-                if left := block[len(rows) :]:
-                    running[submit(left)] = left
-                yield from zip(block, rows, strict=False)
+            future = finished.get()
+            block = running.pop(future)
+            rows = _rows(future)
+            if left := block[len(rows) :]:
+                submit(left)
+            yield from zip(block, rows, strict=False)
     finally:
         for future in running:
             future.cancel()

@@ -1,7 +1,9 @@
 """One lane of a scan: make the problem at a point of the grid, solve it, measure it. A failure is a result."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -9,18 +11,29 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..driver import Run, checkpoint, resume
 from ..flow import Ongoing, begin_flow, end_flow
 from ..problem import Observable, Problem
 from ..progress import Report
 from ..stages import LADDER, check_ladder, first_times
 from ..trajectory import Trajectory
+from . import keep
 from .grid import Axes, point_at
 
 Row = dict[str, Any]
 """What a lane leaves behind: name of a variable -> number, array or sentence."""
 
-STATS = ("num_steps", "num_gradients", "loss1", "t_end", "wall_s")
-"""Numbers that every lane leaves behind; NaN where it failed before there were any."""
+TIME = "gradient-flow time"
+"""The unit of times: k steps of gradient descent at rate η reach kη."""
+
+STATS: dict[str, dict[str, Any]] = {
+    "num_steps": {"long_name": "steps tried by the solver at rtol"},
+    "num_gradients": {"long_name": "gradients in these steps"},
+    "loss1": {"long_name": "loss where the flow ended"},
+    "t_end": {"long_name": "where the flow ended, or came to rest", "units": TIME},
+    "wall_s": {"long_name": "wall time of everything in the lane", "units": "s"},
+}
+"""Numbers that every lane leaves behind, NaN where it failed before there were any, and what they mean."""
 
 
 class Interrupted(Exception):
@@ -41,6 +54,8 @@ class Job(NamedTuple):
     errors: bool
     max_steps: int
     x64: bool
+    stop: str | None = None  # the crossing that ends every lane
+    folder: Path | None = None  # of the checkpoints of lanes in progress
 
 
 class Lane:
@@ -54,11 +69,16 @@ class Lane:
         self.trajs: list[Trajectory] = []
         self.failure: Row | None = None
         self.made: tuple[Problem, PyTree, float] | None = None
+        self.runs: list[Run] = []  # of the flows that have begun
+        self.num_kept = 0  # of them that are over, in files
 
     def begin(self) -> Ongoing | None:
-        """The next flow, begun; None if that failed."""
+        """The next flow, begun, or where its checkpoint left it; None if that failed."""
         try:
-            return self._begin()
+            ongoing = self._begin()
+            self._resume(ongoing.run)
+            self.runs.append(ongoing.run)
+            return ongoing
         except (Exception, SystemExit) as error:
             self.failure = _failed("Failed", error)
             return None
@@ -68,9 +88,27 @@ class Lane:
         problem, params0, t1 = self.made = self.made or _point(job, self.number)
         # One choice of rows for all tolerances: they share their compiled code.
         ts, rtol = None if job.functions else [t1], LADDER[len(self.trajs)] * job.rtol
-        return begin_flow(
-            problem, params0, t1, ts, job.observables, job.crossings, None, job.solver, rtol, job.max_steps
+        ongoing = begin_flow(
+            problem, params0, t1, ts, job.observables, job.crossings, job.stop, job.solver, rtol, job.max_steps
         )
+        if self.trajs:  # a tighter flow tells the error of what the first one found, and may be left after that
+            found = self.trajs[0].crossings
+            ongoing.run.wanted = tuple(i for i, name in enumerate(job.crossings) if found[name])
+        return ongoing
+
+    def _resume(self, run: Run) -> None:
+        saved = keep.load(self.job.folder, self.number, len(self.trajs))
+        with contextlib.suppress(KeyError, ValueError):  # not all is in it
+            if saved and resume(run, saved):
+                self.start = min(self.start, time.perf_counter() - float(saved["wall_s"]))
+
+    def keep(self) -> None:
+        """Writes a checkpoint of the flow in progress, and of those before it, once."""
+        if self.job.folder is not None:
+            seconds = {"wall_s": np.array(time.perf_counter() - self.start)}
+            for rung in range(self.num_kept, len(self.runs)):
+                keep.save(self.job.folder, self.number, rung, checkpoint(self.runs[rung]) | seconds)
+            self.num_kept = len(self.trajs)
 
     def end(self, ongoing: Ongoing) -> bool:
         """Keeps the trajectory of a flow that was driven to its end; returns whether there is another to do."""
@@ -101,9 +139,10 @@ def run_lane(job: Job, number: int, check: Callable[[Report], None] | None = Non
     """
     with jax.enable_x64(job.x64):  # neither threads nor spawned processes inherit it
         lane = Lane(job, number)
+        look = check and keep.keeping(job.folder, lambda: [lane.keep], check)
         try:
             while (ongoing := lane.begin()) is not None:
-                ongoing.run.drive(check)
+                ongoing.run.drive(look)
                 if not lane.end(ongoing):
                     break
         except Interrupted:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -30,12 +30,24 @@ if TYPE_CHECKING:
 PENDING = "pending"
 """The status of a lane that has not been run."""
 
+IN_PROGRESS = "_in_progress"
+"""The group in the store that holds, while it is written, its lock and what belongs to lanes in progress."""
+
 _CHUNK = 512  # lanes, at most
 _REST = 4.0  # pauses of the writer, in units of what its last visit to the store took
 
 
-def open_store(path: Path | None, axes: Axes, variables: Sequence[str], attrs: dict[str, Any]) -> "zarr.Group":
+Attributes = dict[str, Any]
+
+
+def open_store(path: Path | None, axes: Axes, variables: Mapping[str, Attributes], attrs: Attributes) -> "zarr.Group":
     """The store at `path`, made if it is not there, or one in memory.
+
+    Args:
+        path: of the store; None keeps it in memory.
+        axes: the grid.
+        variables: name -> attributes of each number that every lane has.
+        attrs: of the store; the `configuration` in it tells scans apart.
 
     Raises:
         ValueError: what is there is not a store, or one of another configuration.
@@ -70,15 +82,15 @@ def _make_aside(path: Path, *contents) -> None:
         raise OSError(f"cannot make the store `{path}`: {error}.") from error
 
 
-def _make(place, axes: Axes, variables: Sequence[str], attrs: dict[str, Any]) -> "zarr.Group":
+def _make(place, axes: Axes, variables: Mapping[str, Attributes], attrs: Attributes) -> "zarr.Group":
     import zarr
 
     group = zarr.create_group(place, attributes=attrs)
     for name, values in axes.items():
         dtype = str if values.dtype.kind == "U" else values.dtype
         group.create_array(name, shape=values.shape, dtype=dtype, dimension_names=(name,))[:] = values
-    for name in variables:
-        _add(group, name, np.shape(0.0), axes)
+    for name, about in variables.items():
+        _add(group, name, (), axes).update_attributes(about)
     for name, fill in (("result", ""), ("status", PENDING)):
         _add(group, name, (), axes, str, fill)
     return group
@@ -127,9 +139,9 @@ def _statuses(group: "zarr.Group") -> np.ndarray:
 
 @contextlib.contextmanager
 def writing(
-    group: "zarr.Group", axes: Axes, path: Path | None, written: Callable[[str], None]
+    group: "zarr.Group", axes: Axes, path: Path | None, written: Callable[[int, str], None]
 ) -> Iterator[Callable[[int, Row], None]]:
-    """A function that hands a finished lane to the store's one writer, which calls `written` with its status.
+    """A function that hands a finished lane to the store's one writer, which calls `written` with it and its status.
 
     A lane is written as soon as the writer is free. It rests in between, so that writing many short lanes, which go
     to the store together, takes a small share of the time.
@@ -138,7 +150,7 @@ def writing(
         OSError: a lane could not be written; those before it are safe.
     """
     if path is not None:
-        with _explained(path), tempfile.TemporaryFile(dir=path):
+        with explained(path), tempfile.TemporaryFile(dir=path):
             pass  # it can be written
     finished, ended, failures = SimpleQueue(), Event(), []
 
@@ -151,10 +163,10 @@ def writing(
             more, began = None not in rows, time.perf_counter()
             try:
                 lanes = [row for row in rows if row is not None]
-                with _explained(path):
+                with explained(path):
                     write(group, axes, lanes)
-                for _, row in lanes:
-                    written(row["status"])
+                for lane, row in lanes:
+                    written(lane, row["status"])
             except BaseException as error:  # it is raised where lanes are handed over
                 failures.append(error)
                 return
@@ -178,7 +190,8 @@ def writing(
 
 
 @contextlib.contextmanager
-def _explained(path: Path | None) -> Iterator[None]:
+def explained(path: Path | None) -> Iterator[None]:
+    """Says of an OSError what it means for the store."""
     try:
         yield
     except OSError as error:

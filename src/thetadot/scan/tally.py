@@ -1,6 +1,7 @@
 """Live progress of a scan: how many lanes are done, how they ended, and how long the others will take."""
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,29 +18,53 @@ class Tally(NamedTuple):
     statuses: Mapping[str, int]
     elapsed_s: float
     left_s: float
+    running: int = 0  # lanes begun and not yet written; 0 on an executor, which does not tell
+
+
+class Count:
+    """The lanes of a scan while they begin and end. One thread tells of beginnings, another of ends."""
+
+    def __init__(self, statuses: Counter[str], total: int, show: Callable[[Tally], None] | None):
+        self.statuses, self.total, self.show = statuses, total, show
+        self.start, self.before, self.num_begun = time.perf_counter(), statuses.total(), 0
+
+    def begun(self) -> None:
+        """A lane has begun."""
+        self.num_begun += 1
+
+    def ended(self, status: str) -> None:
+        """A lane has been written; shows where the scan is."""
+        self.statuses[status] += 1
+        if self.show:
+            self.show(self.tally())
+
+    def tally(self) -> Tally:
+        """Where the scan is."""
+        done, elapsed = self.statuses.total(), time.perf_counter() - self.start
+        ended = done - self.before
+        left = elapsed / ended * (self.total - done) if ended else math.inf
+        return Tally(done, self.total, dict(self.statuses), elapsed, left, max(0, self.num_begun - ended))
 
 
 @contextlib.contextmanager
-def counting(
-    progress: bool | Callable[[Tally], None], statuses: Counter[str], total: int
-) -> Iterator[Callable[[str], None]]:
-    """A function to call with the status of each lane that finishes; `statuses` are those of the lanes before."""
-    began, before = time.perf_counter(), statuses.total()
+def counting(progress: bool | Callable[[Tally], None], statuses: Counter[str], total: int) -> Iterator[Count]:
+    """The count of a scan, shown as it changes; `statuses` are those of the lanes that were there before."""
     with live_line(progress, describe_tally) as show:
-
-        def count(status: str) -> None:
-            statuses[status] += 1
-            done, elapsed = statuses.total(), time.perf_counter() - began
-            if show:
-                show(Tally(done, total, dict(statuses), elapsed, elapsed / (done - before) * (total - done)))
-
+        count = Count(statuses, total, show)
+        if show and progress is True:
+            show(count.tally())  # nothing ends while the first lanes compile
         yield count
 
 
 def describe_tally(tally: Tally) -> str:
-    """One line: lanes, how they ended, the time left."""
-    ends = describe_statuses(tally.statuses)
-    return f"{tally.done} of {tally.total} lanes: {ends}; about {_duration(tally.left_s)} left"
+    """One line: lanes, how they ended, how many are running, the time left."""
+    parts = [f"{tally.done} of {tally.total} lanes"]
+    if told := describe_statuses(tally.statuses):
+        parts[0] += f": {told}"
+    if tally.running:
+        parts.append(f"{tally.running} running")
+    parts.append(f"about {_duration(tally.left_s)} left" if math.isfinite(tally.left_s) else "compiling")
+    return "; ".join(parts)
 
 
 def describe_statuses(statuses: Mapping[str, int]) -> str:
