@@ -1,6 +1,7 @@
 """Scans of flows that are known: what is in the dataset, that no lane harms another, and what is refused."""
 
 import json
+import math
 import threading
 from functools import partial
 
@@ -8,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 import thetadot as td
 from flows import LOGISTIC, at, polynomial, scalar_flows
 from scans import MEASURE, OBSERVABLES, ends, final, make
+from thetadot.driver import host, together
 from thetadot.scan import engines
 from thetadot.scan import lane as lane_module
 from thetadot.scan.grid import check_grid, chunk_shape, chunk_start
-from thetadot.scan.lane import Interrupted, Job, run_lane
+from thetadot.scan.lane import STATS, Interrupted, Job, run_lane
 from thetadot.scan.tally import Tally, describe_tally
 
 solve = partial(td.scan, t1=8.0, measure=MEASURE, observables=OBSERVABLES, solver="tsit5", errors=False)
@@ -56,6 +59,45 @@ def test_errors_can_be_left_out():
     assert np.all(np.isnan(ds.half_error))
 
 
+@pytest.mark.parametrize("engine", ["threads", "batches"])
+def test_tighter_flows_are_left_after_the_last_crossing_found_and_no_number_moves(monkeypatch, engine):
+    """x passes 0.5 at 2.2 and goes on to t = 60; "high" is passed twice by a wave, "never" not at all."""
+    measure = {**MEASURE, "high": ("high", 0.5), "never": ("x", 2.0), "ends": ends}
+    observables = {**OBSERVABLES, "high": lambda params, data: jnp.sin(4 * params["x"][0])}
+    ended, real = [], lane_module.end_flow
+
+    def end_flow(ongoing):
+        ended.append(real(ongoing))
+        return ended[-1]
+
+    monkeypatch.setattr(lane_module, "end_flow", end_flow)
+    monkeypatch.setattr(host, "_SHORT_CHUNK", 4)
+    monkeypatch.setattr(together, "_CHUNK_STEPS", 4)
+    options = {"t1": 60.0, "measure": measure, "observables": observables, "errors": True, "rtol": 1e-4}
+    early = solve(make, {"x0": X0[:2]}, engine=engine, **options)
+    left = [traj.stats["t1"] for traj in ended]
+    monkeypatch.setattr(lane_module.Lane, "wanted", lambda self: None)
+    ended.clear()
+    late = solve(make, {"x0": X0[:2]}, engine=engine, **options)
+    assert [traj.stats["t1"] for traj in ended] == [60.0] * 6
+    assert sorted(left)[4:] == [60.0] * 2 and max(sorted(left)[:4]) < 12
+    xr.testing.assert_identical(early.drop_vars("wall_s").drop_attrs(), late.drop_vars("wall_s").drop_attrs())
+    assert np.all(early.half_error > 0) and np.all(early.high_error > 0) and np.all(np.isnan(early.never_error))
+    assert all(len(traj.crossings["high"]) == 2 for traj in ended)
+
+
+def test_a_crossing_may_end_every_lane():
+    """And is said by its status; the crossings before it are there, those after it are not."""
+    measure = {**MEASURE, "late": ("x", 0.9)}
+    ds = solve(make, {"x0": [*X0, 0.6]}, measure=measure, stop="half", errors=True)
+    assert list(ds.status) == ["stopped"] * 3 + ["done"]
+    np.testing.assert_allclose(ds.half[:3], EXACT, rtol=1e-5)
+    np.testing.assert_allclose(ds.t_end[:3], ds.half[:3])
+    assert list(np.isnan(ds.late)) == [True] * 3 + [False] and json.loads(ds.attrs["configuration"])["stop"] == "half"
+    with pytest.raises(ValueError, match=r"`stop`='escape' must name a crossing in `measure`; there is half"):
+        solve(make, {"x0": X0}, stop="escape")
+
+
 def test_the_end_may_depend_on_the_point():
     ds = solve(make, {"x0": X0}, t1=lambda x0: 4.5 * x0)
     np.testing.assert_allclose(ds.t_end, 4.5 * X0)
@@ -74,7 +116,21 @@ def test_the_dataset_says_where_it_comes_from():
     configuration = json.loads(ds.attrs["configuration"])
     assert configuration["make"] == "scans.make" and configuration["loss"] == "flows.polynomial"
     assert configuration["max_steps"] == 500 and configuration["grid['x0']"] == list(X0)
-    assert json.loads(ds.attrs["provenance"])["x64"] is True
+    provenance = json.loads(ds.attrs["provenance"])
+    assert provenance["x64"] is True and ds.attrs["thetadot"] == provenance["versions"]["thetadot"]
+    assert ds.attrs["rtol"] == 1e-6 and ds.attrs["solver"] == "tsit5"
+
+
+def test_every_number_says_what_it_is():
+    ds = solve(make, {"x0": X0}, measure={"half": ("x", 0.5, "up"), "ends": ends}, rtol=1e-5)
+    assert ds.half.attrs == {
+        "long_name": "first time at which x passes 0.5 up",
+        "units": "gradient-flow time",
+        "rtol": 1e-5,
+    }
+    assert ds.half_error.attrs["units"] == ds.t_end.attrs["units"] == "gradient-flow time"
+    assert ds.wall_s.attrs["units"] == "s"
+    assert all("long_name" in ds[name].attrs for name in ("half_error", *STATS))
 
 
 # --- lanes do not harm each other ---
@@ -194,13 +250,16 @@ def test_auto_takes_batches_on_an_accelerator_where_lanes_are_even(monkeypatch):
 # --- progress ---
 
 
-def test_progress_tells_every_lane():
+def test_progress_tells_every_lane(monkeypatch):
+    monkeypatch.setattr(engines, "num_cores", lambda: 2)
     tallies = []
     solve(make, {"x0": X0, "kind": ["usual", "broken"]}, progress=tallies.append)
     assert [tally.done for tally in tallies] == list(range(1, 7)) and {tally.total for tally in tallies} == {6}
     assert tallies[-1].statuses == {"done": 3, "failed": 3} and tallies[-1].left_s == 0 < tallies[0].left_s
-    line = describe_tally(Tally(3, 6, {"done": 2, "blew up": 1}, 90.0, 5400.0))
-    assert line == "3 of 6 lanes: 1 blew up, 2 done; about 1.5 h left"
+    assert all(0 <= tally.running <= 2 for tally in tallies)
+    line = describe_tally(Tally(3, 6, {"done": 2, "blew up": 1}, 90.0, 5400.0, 2))
+    assert line == "3 of 6 lanes: 1 blew up, 2 done; 2 running; about 1.5 h left"
+    assert describe_tally(Tally(0, 6, {}, 1.0, math.inf, 2)) == "0 of 6 lanes; 2 running; compiling"
 
 
 def test_a_live_line_is_shown_on_request(capsys):

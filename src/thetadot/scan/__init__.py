@@ -165,6 +165,7 @@ def _run(lanes: Lanes, group: "zarr.Group", job: Job, path: Path | None, progres
                 if row is None:
                     count.begun()
                 else:
+                    count.ended()
                     hand_over(lane, row)
     except KeyboardInterrupt:
         after = statuses(group)
@@ -177,7 +178,7 @@ def _run(lanes: Lanes, group: "zarr.Group", job: Job, path: Path | None, progres
 def _written(job: Job, count: Count, lane: int, status: str) -> None:
     if job.folder is not None:
         forget(job.folder, lane)
-    count.ended(status)
+    count.written(status)
 
 
 def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping) -> tuple[dict, dict]:

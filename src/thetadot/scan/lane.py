@@ -91,10 +91,17 @@ class Lane:
         ongoing = begin_flow(
             problem, params0, t1, ts, job.observables, job.crossings, job.stop, job.solver, rtol, job.max_steps
         )
-        if self.trajs:  # a tighter flow tells the error of what the first one found, and may be left after that
-            found = self.trajs[0].crossings
-            ongoing.run.wanted = tuple(i for i, name in enumerate(job.crossings) if found[name])
+        ongoing.run.wanted = self.wanted()
         return ongoing
+
+    def wanted(self) -> tuple[int, ...] | None:
+        """The crossings after which the next flow may be left; None for the first one, which goes on to its end.
+
+        Tighter flows tell the errors of the times that the first one found, and nothing else is asked of them.
+        """
+        if not self.trajs:
+            return None
+        return tuple(i for i, name in enumerate(self.job.crossings) if self.trajs[0].crossings[name])
 
     def _resume(self, run: Run) -> None:
         saved = keep.load(self.job.folder, self.number, len(self.trajs))

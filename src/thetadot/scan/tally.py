@@ -18,21 +18,25 @@ class Tally(NamedTuple):
     statuses: Mapping[str, int]
     elapsed_s: float
     left_s: float
-    running: int = 0  # lanes begun and not yet written; 0 on an executor, which does not tell
+    running: int = 0  # lanes; none on an executor, which does not tell
 
 
 class Count:
-    """The lanes of a scan while they begin and end. One thread tells of beginnings, another of ends."""
+    """The lanes of a scan as they begin and end, which one thread tells, and are written, which another does."""
 
     def __init__(self, statuses: Counter[str], total: int, show: Callable[[Tally], None] | None):
         self.statuses, self.total, self.show = statuses, total, show
-        self.start, self.before, self.num_begun = time.perf_counter(), statuses.total(), 0
+        self.start, self.before, self.running = time.perf_counter(), statuses.total(), 0
 
     def begun(self) -> None:
         """A lane has begun."""
-        self.num_begun += 1
+        self.running += 1
 
-    def ended(self, status: str) -> None:
+    def ended(self) -> None:
+        """A lane has ended."""
+        self.running -= 1
+
+    def written(self, status: str) -> None:
         """A lane has been written; shows where the scan is."""
         self.statuses[status] += 1
         if self.show:
@@ -43,7 +47,7 @@ class Count:
         done, elapsed = self.statuses.total(), time.perf_counter() - self.start
         ended = done - self.before
         left = elapsed / ended * (self.total - done) if ended else math.inf
-        return Tally(done, self.total, dict(self.statuses), elapsed, left, max(0, self.num_begun - ended))
+        return Tally(done, self.total, dict(self.statuses), elapsed, left, max(0, self.running))
 
 
 @contextlib.contextmanager
