@@ -40,9 +40,17 @@ def statuses(path):
     return np.asarray(zarr.open_group(path, mode="r")["status"])
 
 
-def make_slowly(x0):
-    time.sleep(0.02)
-    return make(x0)
+def make_until(event, asked):
+    """`make` whose lanes, but for the first, wait for something to happen while they are written."""
+
+    def make_and_wait(x0):
+        asked.append(x0)
+        if len(asked) > 8:  # two of them to try `make`
+            event.wait(60)
+            time.sleep(0.02)
+        return make(x0)
+
+    return make_and_wait
 
 
 def interrupt_at(count, event=None):
@@ -60,13 +68,7 @@ def interrupt_at(count, event=None):
 
 def test_an_interrupted_scan_goes_on_and_equals_an_uninterrupted_one(tmp_path):
     asked, interrupted = [], Event()
-
-    def make_and_tell(x0):
-        asked.append(x0)
-        if len(asked) > 8:  # two of them to try `make`
-            interrupted.wait(60)
-            time.sleep(0.1)
-        return make(x0)
+    make_and_tell = make_until(interrupted, asked)
 
     path = tmp_path / "scan.zarr"
     with pytest.raises(
@@ -181,10 +183,13 @@ def test_a_place_that_cannot_be_written_is_said_at_once():
 
 def test_a_full_disk_ends_in_a_sentence_and_keeps_what_was_finished(tmp_path):
     path, limits = tmp_path / "scan.zarr", resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = Event()
+    make_slowly = make_until(full, [])
 
     def fill(tally):
         if tally.done == 4:  # from now on no file can grow
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            full.set()
 
     grid = {"x0": np.linspace(0.02, 0.3, 40)}
     try:
