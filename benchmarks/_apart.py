@@ -2,7 +2,9 @@
 
 import math
 import multiprocessing
+import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 START_CLOCK = "start clock"  # what a process sends when it has compiled and its deadline begins to count
+MAXRSS_A_MIB = 2**20 if sys.platform == "darwin" else 2**10
 _START_LIMIT = 180.0  # seconds until its imports are done, and again until then
 
 
@@ -51,7 +54,7 @@ def run_apart(target: Callable, args: tuple, deadline: float, receive: Callable[
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     progress = context.RawValue("d", float("nan"))
-    process = context.Process(target=_child, args=(target, args, theirs, progress), daemon=True)
+    process = context.Process(target=_child, args=(target, args, theirs, progress))
     process.start()
     theirs.close()
     began, limit = time.perf_counter(), _START_LIMIT
@@ -70,14 +73,19 @@ def run_apart(target: Callable, args: tuple, deadline: float, receive: Callable[
                 why, peak = content
     except EOFError:
         pass  # the process has ended
-    seconds = time.perf_counter() - began
-    if process.is_alive() and why == "deadline":
-        process.kill()
-    process.join()
+    except BaseException:
+        why = "deadline"  # nobody waits for it any more
+        raise
+    finally:
+        seconds = time.perf_counter() - began
+        if why == "deadline" and process.is_alive() and process.pid is not None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
     return Ending(why, seconds, progress.value, peak)
 
 
 def _child(target, args, connection, progress) -> None:
+    os.setsid()  # its own workers, if it has any, are killed with it
     import jax
 
     import thetadot  # noqa: F401  (its import time is not the target's)
@@ -90,5 +98,4 @@ def _child(target, args, connection, progress) -> None:
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         why = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    connection.send(("ended", (why, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)))
+    connection.send(("ended", (why, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MAXRSS_A_MIB)))
