@@ -28,7 +28,7 @@ from flows import (
     second_mode,
     wave,
 )
-from thetadot.theory import linear as theory
+from thetadot.theory import matrix_factorization as theory
 
 WATCHED = {"first": first, "wave": wave}
 exact_loss = jax.jit(theory.balanced_loss, static_argnums=3)

@@ -21,7 +21,7 @@ from flows import (
     scalar_flows,
 )
 from runs import attention_run, factorization_run
-from thetadot.theory import linear as theory
+from thetadot.theory import matrix_factorization as theory
 
 exact_modes = jax.jit(theory.deep_mode, static_argnums=3)
 

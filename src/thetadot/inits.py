@@ -81,7 +81,7 @@ def balanced_linear(
     With the singular value decomposition `M = U S V^T`, r = min(C, D) and `Q_l` orthogonal (r×r):
     `W_1 = Q_1 u^{1/L} V^T`, `W_l = Q_l u^{1/L} Q_{l-1}^T`, `W_L = U u^{1/L} Q_{L-1}^T`. Then
     `W_L ... W_1 = U diag(u) V^T` and `W_{l+1}^T W_{l+1} = W_l W_l^T`, and each mode follows
-    `thetadot.theory.linear.deep_mode`.
+    `thetadot.theory.matrix_factorization.deep_mode`.
 
     Args:
         target: Matrix M to be learned.

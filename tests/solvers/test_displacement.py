@@ -11,7 +11,7 @@ import pytest
 from flows import aligned_layers, linear_problem, second_mode
 from thetadot.problem import vector_field
 from thetadot.solvers import DisplacementController
-from thetadot.theory import linear as theory
+from thetadot.theory import matrix_factorization as theory
 
 # --- escape times ---
 

@@ -8,7 +8,7 @@ from losses import end, flow, hard_problem
 
 import thetadot as td
 from flows import MODES, balanced_layers, linear_problem, logistic_solution, mode_crossings, quartic_solution
-from thetadot.theory import linear as theory
+from thetadot.theory import matrix_factorization as theory
 
 RTOLS = {
     "deflated": 10.0 ** -np.arange(2, 11),

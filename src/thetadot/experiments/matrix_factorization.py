@@ -13,7 +13,7 @@ from thetadot import inits, observables
 from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
 from thetadot.models import linear
 from thetadot.problem import Problem
-from thetadot.theory import linear as theory
+from thetadot.theory import matrix_factorization as theory
 
 _MEASURES = {
     "": lambda weight: weight,

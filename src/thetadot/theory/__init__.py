@@ -11,7 +11,7 @@ A `Check` puts a number predicted beside the number measured; `run_checks` measu
 from collections.abc import Callable, Iterator, Mapping
 
 from thetadot.theory import focus_dilution as focus_dilution
-from thetadot.theory import linear as linear
+from thetadot.theory import matrix_factorization as matrix_factorization
 from thetadot.theory.check import Check as Check
 
 CHECKS: Mapping[str, tuple[Callable[[], list[Check]], ...]] = {"focus-dilution": focus_dilution.CHECKS}

@@ -7,7 +7,7 @@ from scipy.integrate import quad, solve_ivp
 
 from thetadot import inits
 from thetadot.models import linear as model
-from thetadot.theory import linear
+from thetadot.theory import matrix_factorization as linear
 
 
 def scipy_mode(t, s, u0, num_layers):
