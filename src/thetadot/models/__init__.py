@@ -6,10 +6,12 @@ conservation laws of its gradient flow stand beside it.
 | module | network | loss |
 |---|---|---|
 | `attention` | one-layer attention on a Markov chain | cross-entropy of the next token, population or sampled |
-| `linear` | product of matrices | squared distance to a target matrix |
+| `linear` | product of matrices | squared distance to a target matrix, or to its observed entries; exponential loss |
+| `linear_attention` | linear attention on prompts | squared error of linear regression in context |
 | `two_layer` | two-layer network with any activation | mean squared error |
 """
 
 from thetadot.models import attention as attention
 from thetadot.models import linear as linear
+from thetadot.models import linear_attention as linear_attention
 from thetadot.models import two_layer as two_layer

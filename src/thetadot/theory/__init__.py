@@ -3,7 +3,9 @@
 | module | source |
 |---|---|
 | `focus_dilution` | Focus and Dilution: The Multi-stage Learning Process of Attention (arXiv 2605.01199) |
-| `linear` | exact flows of linear networks (arXiv 1312.6120) |
+| `linear_attention` | linear attention that learns in context (arXiv 2501.16265) |
+| `margin` | growth of the margin under exponential loss (arXiv 1906.05890) |
+| `matrix_factorization` | exact flows of linear networks, factorization and completion (arXiv 1312.6120, 1905.13655) |
 
 A `Check` puts a number predicted beside the number measured; `run_checks` measures all of a paper's.
 """
@@ -11,10 +13,17 @@ A `Check` puts a number predicted beside the number measured; `run_checks` measu
 from collections.abc import Callable, Iterator, Mapping
 
 from thetadot.theory import focus_dilution as focus_dilution
+from thetadot.theory import linear_attention as linear_attention
+from thetadot.theory import margin as margin
 from thetadot.theory import matrix_factorization as matrix_factorization
 from thetadot.theory.check import Check as Check
 
-CHECKS: Mapping[str, tuple[Callable[[], list[Check]], ...]] = {"focus-dilution": focus_dilution.CHECKS}
+CHECKS: Mapping[str, tuple[Callable[[], list[Check]], ...]] = {
+    "focus-dilution": focus_dilution.CHECKS,
+    "matrix-factorization": matrix_factorization.CHECKS,
+    "linear-attention": linear_attention.CHECKS,
+    "max-margin": margin.CHECKS,
+}
 """The papers whose claims are checked, by the name that `run_checks` and `thetadot check` take."""
 
 

@@ -109,7 +109,9 @@ def check_saddles(trace: Trace = trace) -> list[Check]:
             near = 2e-3 if depth == 2 else 1e-5
             checks += [
                 judge(f"{where}: first plateau, ½|Ω∘M|²", _GREEDY, "derived", origin, start, 1e-6),
-                judge(f"{where}: plateau at the greedy critical point of rank 1", _GREEDY, "paper", saddle, plateau, near),
+                judge(
+                    f"{where}: plateau at the greedy critical point of rank 1", _GREEDY, "paper", saddle, plateau, near
+                ),
             ]
             if depth == 2:
                 growth = f"{where}: ½ d log s_2/dt there is the top singular value of Ω∘(M - W_2 W_1)"

@@ -90,7 +90,11 @@ def _follow(trace: Trace, depth: int, factor: float, rtol: float) -> list[float]
     traj = trace(data, params0, t1, levels=STRENGTHS / 2, rtol=rtol)
     exact = np.asarray(deep_mode(traj.ts[:, None], STRENGTHS[None, :], strength, depth))
     furthest = float(np.max(np.abs(spectra(traj)[:, : STRENGTHS.size] - exact)))
-    return [furthest, traj.stats["conservation"]["balancedness"], *(first_crossing(traj, f"mode {k}") for k in (1, 2, 3))]
+    return [
+        furthest,
+        traj.stats["conservation"]["balancedness"],
+        *(first_crossing(traj, f"mode {k}") for k in (1, 2, 3)),
+    ]
 
 
 def _rates(params: Layers, data: Data) -> jax.Array:

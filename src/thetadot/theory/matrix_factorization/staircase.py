@@ -25,7 +25,9 @@ def check_staircase(trace: Trace = trace) -> list[Check]:
     squares = np.cumsum(STRENGTHS**2) / STRENGTHS[0] ** 2
     checks = []
     for depth, (init_scale, t1) in _STAIRS.items():
-        measured = settled(lambda rtol, d=depth, e=init_scale, t=t1: _stairs(trace(full(), gaussian(d, e, 1), t, rtol=rtol)))
+        measured = settled(
+            lambda rtol, d=depth, e=init_scale, t=t1: _stairs(trace(full(), gaussian(d, e, 1), t, rtol=rtol))
+        )
         heights, ranks, stable = measured[:4], measured[4:8], measured[8:]
         # A saddle is passed at a distance, where the mode that leaves is as fast as the one that arrives: for two
         # layers |θ - θ_c|² ~ ε^{2(1 - s_2/s_1)}, times a prefactor; for three less, as nothing grows exponentially.
@@ -84,7 +86,10 @@ def check_first_path(trace: Trace = trace) -> list[Check]:
         slopes = []
         for seed in (0, 1, 2):
             ends = [60.0 if depth == 2 else 3 * scale ** (2 - depth) for scale in pair]
-            flows = [trace(full(), gaussian(depth, e, seed), t, loss_level=level, rtol=1e-7) for e, t in zip(pair, ends, strict=True)]
+            flows = [
+                trace(full(), gaussian(depth, e, seed), t, loss_level=level, rtol=1e-7)
+                for e, t in zip(pair, ends, strict=True)
+            ]
             times = np.array([first_crossing(traj, "loss") for traj in flows])
             change = np.diff(times) if depth == 2 else np.diff(np.log(times))
             slopes.append(float(change[0] / np.diff(np.log(pair))[0]))
