@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import thetadot as td
-from thetadot.models import attention, linear, two_layer
+from thetadot.models import attention, linear, linear_attention, two_layer
 
 RTOL = 1e-6
 ROWS = 81
@@ -65,6 +65,33 @@ def deep_linear(num_layers):
     return Case(td.Problem(linear.factorization_loss, {"target": target}, LINEAR_LAWS), params0, 15.0)
 
 
+def completion():
+    """A rank-one matrix from five of its nine entries."""
+    target = td.data.orthogonal_target(jnp.array([2.0]), 3, key=jr.key(2))
+    observed = td.data.observed_entries(3, 5, key=jr.key(1))
+    params0 = td.inits.deep_linear((3,) * 3, 0.1, key=jr.key(4))
+    return Case(
+        td.Problem(linear.completion_loss, {"target": target, "observed": observed}, LINEAR_LAWS), params0, 15.0
+    )
+
+
+def linear_classifier():
+    x = jnp.array([[1.0, 0.2], [-0.3, 0.9], [-0.8, -0.5]])
+    params0 = td.inits.deep_linear((2, 2, 1), 0.3, key=jr.key(3))
+    data = {"x": x, "y": jnp.array([1.0, 1.0, -1.0])}
+    return Case(td.Problem(linear.exponential_loss, data, LINEAR_LAWS), params0, 10.0)
+
+
+def in_context(rank):
+    """Linear attention on two input directions; merged heads without a rank."""
+    shapes = {"v": (2,), "u": (2, 2, 2)} if rank is None else {"v": (2,), "k": (2, rank, 2), "q": (2, rank, 2)}
+    params0 = td.inits.gaussian({name: jnp.zeros(shape) for name, shape in shapes.items()}, 0.3, key=jr.key(0))
+    loss, law = (linear_attention.merged_loss, linear_attention.merged_balance) if rank is None else (
+        linear_attention.separate_loss, linear_attention.separate_balance)  # fmt: skip
+    data = {"input_cov": jnp.diag(jnp.array([1.0, 0.5])), "num_examples": jnp.array(10.0)}
+    return Case(td.Problem(loss, data, {"balance": law}), params0, 30.0)
+
+
 def two_layer_tanh():
     """A tanh network has no exact invariant; it learns sin on the line."""
     x = jnp.stack([jnp.linspace(-2, 2, 7), jnp.ones(7)], axis=1)
@@ -80,6 +107,10 @@ CASES = {
     "deep linear, L=3": lambda: deep_linear(3),
     "deep linear, L=4": lambda: deep_linear(4),
     "two-layer tanh": two_layer_tanh,
+    "matrix completion": completion,
+    "linear classifier, exponential loss": linear_classifier,
+    "linear attention, merged": lambda: in_context(None),
+    "linear attention, rank 1": lambda: in_context(1),
 }
 SOLVERS = {"deflated": td.solvers.DeflatedExponential(8), "tsit5": "tsit5"}  # a fixed rank compiles once
 QUICK = {"attention, persistent chain", "attention, non-reversible chain", "deep linear, L=2"}

@@ -274,3 +274,14 @@ def test_sum_tolerance_accepts_single_precision():
     law = np.array([0.7, 0.1, 0.1, 0.1], np.float32)
     td_data.check_law(law)
     assert abs(float(law.sum(dtype=np.float64)) - 1) < chains._SUM_TOLERANCE
+
+
+@pytest.mark.parametrize("size, shape", [(4, (4, 4)), ((2, 5), (2, 5))])
+def test_observed_entries_are_as_many_as_asked_for(size, shape):
+    masks = np.stack([td_data.observed_entries(size, 3, key=key) for key in jr.split(jr.key(0), 200)])
+    assert masks.shape == (200, *shape) and set(np.unique(masks)) == {0.0, 1.0}
+    assert np.all(masks.sum(axis=(1, 2)) == 3)
+    share = 3 / (shape[0] * shape[1])
+    assert np.all(np.abs(masks.mean(axis=0) - share) < 5 * np.sqrt(share / 200))  # every entry alike
+    with pytest.raises(ValueError, match="num_observed"):
+        td_data.observed_entries(size, 0, key=jr.key(0))

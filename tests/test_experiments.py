@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from runs import attention_run, factorization_run
-from thetadot.experiments import EXPERIMENTS, FocusDilution, MatrixFactorization, name_of, options_of
+from thetadot.experiments import EXPERIMENTS, FocusDilution, MatrixFactorization, name_of, options_of, run
 from thetadot.experiments.focus_dilution import read_matrix
+from thetadot.plot import staircase_figure
 from thetadot.stages import find_stages
 
 
@@ -57,6 +58,20 @@ def test_factorization_learns_the_largest_mode_first():
     np.testing.assert_allclose(plateaus, [5.0, 0.5], atol=5e-3)
 
 
+def test_completion_recovers_what_it_does_not_see():
+    """A rank-one matrix of size 4 from ten of its sixteen entries; three layers."""
+    experiment = MatrixFactorization(singular_values=(2.0,), size=4, observed=0.625, depth=3, t1=1e4, rtol=1e-4, seed=1)
+    traj = run(experiment)
+    assert traj.provenance["notes"]["num_observed"] == 10
+    assert traj["unobserved_error"][0] == pytest.approx(1.0, abs=1e-3) and traj["unobserved_error"][-1] < 1e-3
+    np.testing.assert_array_equal(traj["final_stage_pairs"][-1], [1.0, 1.0])
+    assert np.min(traj["layer_alignment"][-1]) > 1 - 1e-6
+    plateaus = traj.provenance["plateaus"]
+    assert traj["loss"][0] == pytest.approx(plateaus["rank 0"], abs=1e-6) and plateaus["rank 1"] < 1e-20
+    assert len(staircase_figure(traj).axes) == 3
+    assert run(dataclasses.replace(experiment, depth=1, t1=1.0)).status == "done"  # no hidden layer to look at
+
+
 def test_a_transition_matrix_comes_from_a_file(tmp_path):
     transition = np.array([[0.8, 0.2], [0.6, 0.4]])
     np.save(tmp_path / "p.npy", transition)
@@ -92,6 +107,7 @@ def test_large_arrays_are_not_recorded():
         (MatrixFactorization(depth=0), "depth"),
         (MatrixFactorization(singular_values=(1.0, 1.0, 1.0), size=2), "singular_values"),
         (MatrixFactorization(init_scale=-1.0), "init_scale"),
+        (MatrixFactorization(observed=1.5), "observed"),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(experiment, sentence):

@@ -276,6 +276,65 @@ def test_factorization_loss_is_the_naive_loop(widths):
     assert float(dot(grad, direction)) == pytest.approx(float(slope), rel=1e-6)
 
 
+@pytest.mark.parametrize("widths", [(3, 4), (2, 5, 3), (4, 4, 4, 4)])
+def test_completion_loss_is_the_naive_loop_over_observed_entries(widths):
+    params = [normal(i, *shape) for i, shape in enumerate(zip(widths[1:], widths[:-1], strict=True))]
+    target = normal(1, widths[-1], widths[0])
+    observed = np.random.default_rng(2).integers(0, 2, size=target.shape).astype(float)
+    product = np.asarray(linear.end_to_end(params))
+    expected, missed, hidden = 0.0, 0.0, 0.0
+    for i in range(widths[-1]):
+        for j in range(widths[0]):
+            square = (product[i, j] - float(target[i, j])) ** 2
+            if observed[i, j]:
+                expected += 0.5 * square
+            else:
+                missed, hidden = missed + square, hidden + float(target[i, j]) ** 2
+    data = {"target": target, "observed": jnp.asarray(observed)}
+    assert float(linear.completion_loss(params, data)) == pytest.approx(expected, rel=1e-13)
+    assert float(linear.unobserved_error(params, data)) == pytest.approx(np.sqrt(missed / hidden), rel=1e-13)
+    everything = data | {"observed": jnp.ones_like(target)}
+    whole = float(linear.factorization_loss(params, data))
+    assert float(linear.completion_loss(params, everything)) == pytest.approx(whole, rel=1e-14)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 7, 13])
+def test_exponential_loss_is_the_naive_loop(num_samples):
+    params = [normal(0, 4, 3), normal(1, 1, 4)]
+    x, y = normal(2, num_samples, 3), jnp.sign(normal(3, num_samples))
+    vector = np.asarray(params[1])[0] @ np.asarray(params[0])
+    expected = sum(np.exp(-float(y[i]) * float(vector @ np.asarray(x[i]))) for i in range(num_samples))
+    assert float(linear.exponential_loss(params, {"x": x, "y": y})) == pytest.approx(expected, rel=1e-13)
+
+
+def test_layers_are_aligned_where_one_reads_what_the_other_writes():
+    u, v = jnp.array([0.6, 0.8]), jnp.array([0.8, -0.6])
+    lower, upper = u[:, None] * jnp.array([1.0, 2.0])[None, :], jnp.array([3.0, 1.0])[:, None] * v[None, :]
+    np.testing.assert_allclose(linear.layer_alignment([lower, upper]), [0.0], atol=1e-12)
+    np.testing.assert_allclose(linear.layer_alignment([lower, jnp.outer(v, u)]), [1.0], rtol=1e-14)
+
+
+def test_final_stage_shares_are_those_of_the_naive_loops():
+    """Neurons that lower the loss as they grow, and pairs whose parts of the product point the same way."""
+    params = [normal(i, 5, 5) for i in range(3)]
+    data = {"target": normal(3, 5, 5), "observed": jnp.asarray(np.random.default_rng(0).integers(0, 2, (5, 5)), float)}
+    w_1, w_2, w_3 = (np.asarray(w) for w in params)
+    residual = np.asarray(data["observed"] * (data["target"] - linear.end_to_end(params)))
+    reads, adds = [w_1, w_2 @ w_1], [w_3 @ w_2, w_3]
+    neurons = [np.mean([add[:, k] @ residual @ read[k] > 0 for k in range(5)]) for read, add in zip(reads, adds)]  # noqa: B905
+    np.testing.assert_allclose(linear.final_stage_neurons(params, data), neurons, rtol=1e-14)
+    parts = [[np.outer(upper[:, k], lower[k]) for k in range(5)] for lower, upper in ((w_1, w_2), (w_2, w_3))]
+    pairs = [np.mean([np.sum(p[i] * p[j]) > 0 for i in range(5) for j in range(i)]) for p in parts]
+    np.testing.assert_allclose(linear.final_stage_pairs(params), pairs, rtol=1e-14)
+    assert 0 < min(*pairs, *neurons) and max(*pairs, *neurons) < 1
+
+
+def test_balanced_layers_are_in_their_final_stage():
+    target = normal(0, 4, 4)
+    balanced = inits.balanced_linear(target, 3, jnp.array([0.4, 0.3, 0.2, 0.1]), key=jr.key(0))
+    np.testing.assert_array_equal(linear.final_stage_pairs(balanced), [1.0, 1.0])
+
+
 def test_linear_balancedness_is_conserved():
     params = inits.deep_linear((4, 5, 3, 4), 0.8, key=jr.key(0))
     data = {"target": jnp.eye(4)}

@@ -28,6 +28,8 @@ def test_every_figure_is_a_png_and_names_its_tolerance(make):
     expected = {"loss", "spectra", "condensation"}
     if make is attention_run:
         expected |= {"attention", "embedding", "received", "plane"}
+    else:
+        expected |= {"staircase"}
     assert set(figures) == expected
     for figure in figures.values():
         assert draw(figure).startswith(b"\x89PNG")
@@ -41,6 +43,16 @@ def test_loss_figure_draws_the_predicted_plateaus():
     heights = [np.asarray(line.get_ydata())[0] for line in figure.axes[0].lines]
     assert all(any(np.isclose(value, h) for h in heights) for value in traj.provenance["plateaus"].values())
     assert "mine  1" in texts(plot.loss_figure(traj, plateaus={"mine": 1.0}))
+
+
+def test_staircase_has_one_step_a_mode():
+    traj = factorization_run()
+    figure = plot.staircase_figure(traj)
+    assert len(figure.axes) == 2  # no third panel: all entries are seen
+    steps = np.asarray(figure.axes[1].lines[0].get_ydata())
+    assert list(dict.fromkeys(steps)) == [0, 1, 2]
+    heights = [np.asarray(line.get_ydata()) for line in figure.axes[0].lines]
+    assert any(np.allclose(h, 3.0) for h in heights) and any(np.allclose(h, 1.0) for h in heights)
 
 
 def test_figures_skip_what_was_not_recorded():

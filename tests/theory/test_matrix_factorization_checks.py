@@ -6,16 +6,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from wrong_factorizations import another_matrix, cut_short, fast_first_layer, large_start
+from wrong_factorizations import another_matrix, cut_short, decaying_first_layer, large_start
 
 from thetadot.theory import matrix_factorization as mf
 from thetadot.theory.matrix_factorization import flows
 
 # The wrong flows that between them make every claim of a check fail.
 CONTROLS = {
-    "check_modes": (fast_first_layer,),
-    "check_jump_laws": (fast_first_layer,),
-    "check_singular_value_equation": (fast_first_layer,),
+    "check_modes": (decaying_first_layer,),
+    "check_jump_laws": (decaying_first_layer,),
+    "check_singular_value_equation": (decaying_first_layer,),
     "check_staircase": (large_start, cut_short),
     "check_jump_times": (another_matrix,),
     "check_first_path": (large_start,),

@@ -5,6 +5,7 @@ from thetadot.data.chains import check_transition as check_transition
 from thetadot.data.chains import persistent_chain as persistent_chain
 from thetadot.data.chains import sample_sequences as sample_sequences
 from thetadot.data.chains import stationary_law as stationary_law
+from thetadot.data.teachers import observed_entries as observed_entries
 from thetadot.data.teachers import orthogonal_target as orthogonal_target
 from thetadot.data.text import Corpus as Corpus
 from thetadot.data.text import read_corpus as read_corpus

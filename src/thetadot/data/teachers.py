@@ -1,4 +1,4 @@
-"""Teachers: targets with known structure."""
+"""Teachers: targets with known structure, and which of their entries are seen."""
 
 import jax
 import jax.numpy as jnp
@@ -29,3 +29,23 @@ def orthogonal_target(
     u, _ = jnp.linalg.qr(jr.normal(key_u, (rows, rows)))
     v, _ = jnp.linalg.qr(jr.normal(key_v, (cols, cols)))
     return (u[:, :rank] * singular_values[None, :]) @ v[:, :rank].T
+
+
+def observed_entries(size: int | tuple[int, int], num_observed: int, *, key: Key) -> Float[Array, "C D"]:
+    """A mask for matrix completion: 1 at `num_observed` entries drawn at random, 0 elsewhere.
+
+    A matrix of rank r has r (rows + columns - r) degrees of freedom: with fewer entries it cannot be recovered.
+
+    Args:
+        size: Number of rows and columns, or (rows, columns).
+        num_observed: Number of observed entries.
+        key: Randomness.
+    """
+    rows, cols = (size, size) if isinstance(size, int) else size
+    if not 1 <= num_observed <= rows * cols:
+        raise ValueError(
+            f"`observed_entries(num_observed=...)` must lie between 1 and {rows * cols}, the entries of a "
+            f"{rows}×{cols} matrix; got {num_observed}."
+        )
+    ranks = jr.permutation(key, rows * cols)
+    return (ranks < num_observed).astype(float).reshape(rows, cols)

@@ -17,12 +17,14 @@ from thetadot.plot.loss import loss_figure as loss_figure
 from thetadot.plot.plane import plane_figure as plane_figure
 from thetadot.plot.received import received_figure as received_figure
 from thetadot.plot.spectra import spectra_figure as spectra_figure
+from thetadot.plot.staircase import staircase_figure as staircase_figure
 from thetadot.stages import find_stages
 from thetadot.trajectory import Trajectory
 
 _FIGURES = {
     "loss": loss_figure,
     "spectra": spectra_figure,
+    "staircase": staircase_figure,
     "attention": attention_figure,
     "received": received_figure,
     "embedding": embedding_figure,

@@ -1,13 +1,14 @@
 """Exponential loss on separable data: the margin grows, the layers align (Lyu & Li, arXiv 1906.05890).
 
-For a network that is homogeneous of degree L, `f(cθ) = c^L f(θ)`, with `q = log(1/L)` of the loss `L = Σ_i e^{-y_i f(x_i)}`
-and ρ = |θ|, the smoothed normalized margin `q/ρ^L` never falls once the loss is below one. A deep linear network
-`W_L ... W_1` becomes rank one in every layer, adjacent layers align, and its end-to-end vector turns to the
-L2-max-margin separator, of margin γ (Ji & Telgarsky, arXiv 1810.02032). Then |θ|² = L |β|^{2/L}, so that q = γ |β| and
+For a network that is homogeneous of degree L, `f(cθ) = c^L f(θ)`, with `q = log(1/L)` of the loss
+`L = Σ_i e^{-y_i f(x_i)}` and ρ = |θ|, the smoothed normalized margin `q/ρ^L` never falls once the loss is below one. A
+deep linear network `W_L ... W_1` becomes rank one in every layer, adjacent layers align, and its end-to-end vector β
+turns to the L2-max-margin separator, of margin γ (Ji & Telgarsky, arXiv 1810.02032). Then |θ|² = L |β|^{2/L} and
+q = γ |β|, so that
 
     dq/dt = |∇L|²/L = L γ^{2/L} q^{2-2/L} e^{-q},   or   t L(t) q^{2-2/L} L γ^{2/L} → 1     (derived),
 
-which holds the known rates `L ~ 1/(t (log t)^{2-2/L})` and `|θ| ~ (log t)^{1/L}`, with their constant. The flow itself
+which holds the known rates `L ~ 1/(t (log t)^{2-2/L})` and `|θ| ~ (log t)^{1/L}`, with their constant. The flow
 reaches t = 1e60 in a thousand steps, as its steps grow in proportion to t: no other time is needed.
 """
 

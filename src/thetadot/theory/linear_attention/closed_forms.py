@@ -76,9 +76,9 @@ def head_time(v: float, eigenvalue: float, factor: float, v0: float) -> float:
 def second_rank_slope(first: float, second: float, factor: float) -> float:
     """Slope in log(1/ε) of the time between the two directions of one head of rank two (derived).
 
-    While the first direction leaves the origin, `v = 1/(λ_1² (t* - t))`, the second grows by `ε^{-λ_2²/λ_1²}`; then v rests
-    at `(λ_1 a_1)^{-1/3}` and the second grows at the rate `v λ_2²`: `(1 - λ_2²/λ_1²)/(v λ_2²)`. A direction that starts
-    in another head takes a time of order 1/ε instead.
+    While the first direction leaves the origin, `v = 1/(λ_1² (t* - t))`, the second grows by `ε^{-λ_2²/λ_1²}`; then v
+    rests at `(λ_1 a_1)^{-1/3}` and the second grows at the rate `v λ_2²`: `(1 - λ_2²/λ_1²)/(v λ_2²)`. A direction that
+    starts in another head takes a time of order 1/ε instead.
 
     Args:
         first: λ_1.

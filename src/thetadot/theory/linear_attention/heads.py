@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from thetadot._types import Data
 from thetadot.models import linear_attention
-from thetadot.stages import Measured, find_stages, first_crossing
+from thetadot.stages import find_stages, first_crossing
 from thetadot.theory.check import Check, judge, settled, spread
 from thetadot.trajectory import Trajectory
 
@@ -34,18 +33,14 @@ def check_merged(trace: Trace = trace) -> list[Check]:
     """Merged key-query: σ(t) on white inputs, a single drop on others, and what is conserved."""
     furthest, drift = settled(partial(_white, trace))
     losses = plateau_losses(EIGENVALUES, NUM_EXAMPLES)
-    *plateaus, num_drops = settled(
-        lambda rtol: _plateaus(
-            trace(setting(), gaussian(_SCALE, 0, None), 400.0, end=losses[-1] + _CLOSE, rtol=rtol), 2
-        )
-    )
-    model = f"{PAPER}, gradient flow of the model"
+    *plateaus, num_drops = settled(partial(_single_drop, trace))
+    model, paper = f"{PAPER}, gradient flow of the model", f"{PAPER}, merged KQ"
     return [
-        judge("merged heads, Λ = I: largest |W - σ(t) I|", f"{PAPER}, merged KQ", "reported", 0.0, furthest, 1e-6),
+        judge("merged heads, Λ = I: largest |W - σ(t) I|", paper, "reported", 0.0, furthest, 1e-6),
         judge("merged heads: drift of v_h² - |U_h|²", model, "derived", 0.0, drift, 1e-7),
-        judge(f"merged heads, Λ = diag{EIGENVALUES}: drops of the loss", f"{PAPER}, merged KQ", "reported", 1.0, num_drops, 0.0),
-        judge("merged heads: first plateau ½ tr Λ", f"{PAPER}, merged KQ", "reported", losses[0], plateaus[0], 1e-6),
-        judge("merged heads: last loss ½ Σ_d λ_d (1 - 1/a_d)", f"{PAPER}, merged KQ", "reported", losses[-1], plateaus[1], 1e-6),
+        judge(f"merged heads, Λ = diag{EIGENVALUES}: drops of the loss", paper, "reported", 1.0, num_drops, 0.0),
+        judge("merged heads: first plateau ½ tr Λ", paper, "reported", losses[0], plateaus[0], 1e-6),
+        judge("merged heads: last loss ½ Σ_d λ_d (1 - 1/a_d)", paper, "reported", losses[-1], plateaus[1], 1e-6),
     ]  # fmt: skip
 
 
@@ -129,6 +124,12 @@ def _white(trace: Trace, rtol: float) -> tuple[float, float]:
     return float(np.max(np.abs(traj["map"] - sigma[:, None, None] * np.eye(SIZE)))), traj.stats["conservation"][
         "balance"
     ]
+
+
+def _single_drop(trace: Trace, rtol: float) -> list[float]:
+    """First plateau, last loss and number of drops of merged heads from a Gaussian start."""
+    end = float(plateau_losses(EIGENVALUES, NUM_EXAMPLES)[-1]) + _CLOSE
+    return _plateaus(trace(setting(), gaussian(_SCALE, 0, None), 400.0, end=end, rtol=rtol), 2)
 
 
 def _plateaus(traj: Trajectory, num: int) -> list[float]:

@@ -60,14 +60,14 @@ def greedy_saddles(data: Data, rank: int) -> list[tuple[float, np.ndarray]]:
 
 
 def error_exponent(saddles: Sequence[tuple[float, np.ndarray]], depth: int) -> float:
-    """p of the error `ε^p` on unobserved entries for a matrix of rank `len(saddles) - 1` (derived).
+    """The exponent p of the error `ε^p` on unobserved entries for a matrix of rank `len(saddles) - 1` (derived).
 
     Nothing grows exponentially on a plateau of three or more layers, so that the part of the map beside the learned
     modes stays a product of L factors of size ε: p = L. For two layers, the mode that would come next has grown
     in each factor by ε^{-x} while the flow was at the saddles: with growth rates s_1 > s_2 > ... of the modes not yet
-    learned at each, the first reaches one, which takes the time (1 - x_1) log(1/ε)/s_1, and the others gain s_k/s_1 times
-    1 - x_1. So x of the mode that is left after all, and p = 2 (1 - x); for rank one `p = 2 (1 - s_2/s_1)`. It takes
-    for granted that the way from one saddle to the next is quick: on a few masks it is not, and the error is larger.
+    learned at each, the first reaches one, which takes the time (1 - x_1) log(1/ε)/s_1, and the others gain s_k/s_1
+    times 1 - x_1. So x of the mode that is left after all, and p = 2 (1 - x); for rank one `p = 2 (1 - s_2/s_1)`. It
+    takes for granted that the way from one saddle to the next is quick: on a few masks it is not, and p is another.
     """
     if depth > 2:
         return float(depth)
@@ -97,7 +97,7 @@ def check_recovery(trace: Trace = trace) -> list[Check]:
 
 
 def check_saddles(trace: Trace = trace) -> list[Check]:
-    """Rank two, two and three layers: the plateau at rank one, and for two layers the growth of the mode that leaves."""
+    """Rank two: the plateau at rank one, and for two layers how fast the second mode leaves it."""
     checks = []
     for rank, num_observed, seed in _MASKS[2:]:
         data = partly(rank, num_observed, seed)
