@@ -81,7 +81,7 @@ def balancedness(params: Layers, data: Data | None = None) -> Float[Array, " K"]
     return jnp.concatenate([*laws, jnp.zeros(0, params[0].dtype)])
 
 
-def layer_alignment(params: Layers, data: Data | None = None) -> Float[Array, " L-1"]:
+def layer_alignment(params: Layers, data: Data | None = None) -> Float[Array, " hidden"]:
     """`|u_1(W_l) · v_1(W_{l+1})|`, l = 1 ... L-1: does a layer read what the one below it writes?
 
     u_1 and v_1 are the top left and right singular vectors; 1 is full alignment.
@@ -94,7 +94,7 @@ def layer_alignment(params: Layers, data: Data | None = None) -> Float[Array, " 
     return jnp.stack(cosines)
 
 
-def final_stage_neurons(params: Layers, data: Data) -> Float[Array, " L-1"]:
+def final_stage_neurons(params: Layers, data: Data) -> Float[Array, " hidden"]:
     """Share of the neurons k of each hidden layer with `v_k^T G w_k > 0`, G = -∂L/∂(W_L ... W_1) on the entries Ω.
 
     The end-to-end map is `Σ_k v_k w_k^T`, w_k what neuron k reads of the input and v_k what it adds to the output; so
@@ -110,7 +110,7 @@ def final_stage_neurons(params: Layers, data: Data) -> Float[Array, " L-1"]:
     return jnp.stack([jnp.mean(rate > 0, dtype=rate.dtype) for rate in growth])
 
 
-def final_stage_pairs(params: Layers, data: Data | None = None) -> Float[Array, " L-1"]:
+def final_stage_pairs(params: Layers, data: Data | None = None) -> Float[Array, " hidden"]:
     """Share of the pairs i < j of neurons of each hidden layer whose parts of `W_{l+1} W_l` point the same way.
 
     The part of neuron i is (column i of W_{l+1}) (row i of W_l), and the inner product of two parts is

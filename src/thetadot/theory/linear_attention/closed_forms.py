@@ -18,7 +18,7 @@ def sampling_factors(eigenvalues: Numbers, num_examples: float) -> Float[np.ndar
     return 1 + (1 + np.sum(values) / values) / num_examples
 
 
-def plateau_losses(eigenvalues: Numbers, num_examples: float) -> Float[np.ndarray, " D+1"]:
+def plateau_losses(eigenvalues: Numbers, num_examples: float) -> Float[np.ndarray, " plateaus"]:
     """`L_m = ½ [tr Λ - Σ_{d≤m} λ_d/a_d]`, m = 0 ... D: the largest m directions learned (reported)."""
     values = -np.sort(-np.asarray(eigenvalues, float))
     gains = values / sampling_factors(values, num_examples)
