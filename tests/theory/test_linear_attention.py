@@ -120,19 +120,19 @@ def test_answers_are_those_of_the_whole_prompt():
 
 
 def test_population_loss_is_the_mean_over_prompts():
-    """40 000 prompts: four standard errors, 3 % of the loss; without the terms 1/N the loss would be far off."""
-    rng, num = np.random.default_rng(0), 40_000
+    """100 000 prompts: four standard errors, 4 % of the loss; without the terms 1/N the loss would be far off."""
+    rng, num = np.random.default_rng(0), 100_000
     factor = np.linalg.cholesky(np.asarray(DATA["input_cov"]))
     x = rng.normal(size=(num, 6, 3)) @ factor.T
     tasks = rng.normal(size=(num, 3))
     examples, query = x[:, :5], x[:, 5]
     y = np.einsum("sni,si->sn", examples, tasks)
     beta = np.einsum("sn,sni->si", y, examples) / 5
-    w = 0.4 * np.asarray(model.merged_map(params_of(None)))
+    w = np.array([[0.5, 0.1, 0.0], [-0.2, 0.6, 0.1], [0.0, 0.3, 0.9]])
     errors = np.einsum("si,si->s", tasks, query) - np.einsum("si,ij,sj->s", beta, w, query)
     sampled, spread = np.mean(errors**2) / 2, np.std(errors**2) / 2 / np.sqrt(num)
     loss = float(model.map_loss(jnp.asarray(w), DATA))
-    assert abs(sampled - loss) < 4 * spread < 0.03 * loss
+    assert abs(sampled - loss) < 4 * spread < 0.04 * loss
     many = float(model.map_loss(jnp.asarray(w), DATA | {"num_examples": jnp.array(1e9)}))
     assert abs(many - loss) > 0.1 * loss
 
@@ -154,10 +154,10 @@ def test_balances_are_conserved(rank, loss, law):
 def test_plateau_losses_are_those_of_the_learned_maps():
     values = (0.4, 0.3, 0.2, 0.1)
     data = {"input_cov": jnp.diag(jnp.array(values)), "num_examples": jnp.array(31.0)}
-    for m, loss in enumerate(theory.plateau_losses(values, 31)):
-        learned = theory.learned_map(values, 31, np.arange(4) < m)
+    for m, loss in enumerate(theory.plateau_losses(values, 31.0)):
+        learned = theory.learned_map(values, 31.0, np.arange(4) < m)
         assert float(model.map_loss(jnp.asarray(learned), data)) == pytest.approx(float(loss), rel=1e-14)
-    whole = jnp.asarray(theory.learned_map(values, 31, np.ones(4)))
+    whole = jnp.asarray(theory.learned_map(values, 31.0, np.ones(4)))
     assert float(jnp.max(jnp.abs(jax.grad(model.map_loss)(whole, data)))) < 1e-15
 
 
@@ -170,5 +170,5 @@ def test_head_time_solves_the_scalar_equation():
 def test_merged_curve_is_logistic():
     root, factor, start = np.sqrt(4), 1 + 5 / 31, 1e-4 / 2
     flow = solve_ivp(lambda t, s: 2 * root * s * (1 - factor * s), (0, 3), [start], rtol=1e-12, atol=1e-16)
-    assert float(theory.merged_curve(3.0, 4, 31, 1e-2)) == pytest.approx(flow.y[0, -1], rel=1e-9)
-    assert float(theory.merged_curve(1e3, 4, 31, 1e-2)) == pytest.approx(1 / factor, rel=1e-14)
+    assert float(theory.merged_curve(3.0, 4, 31.0, 1e-2)) == pytest.approx(flow.y[0, -1], rel=1e-9)
+    assert float(theory.merged_curve(1e3, 4, 31.0, 1e-2)) == pytest.approx(1 / factor, rel=1e-14)

@@ -122,5 +122,5 @@ def final_stage_pairs(params: Layers, data: Data | None = None) -> Float[Array, 
     for lower, upper in pairwise(params):
         products = (upper.T @ upper) * (lower @ lower.T)
         pairs = jnp.triu(jnp.ones_like(products), 1)
-        shares.append(jnp.sum(pairs * (products > 0)) / jnp.sum(pairs))
+        shares.append(jnp.sum(pairs, where=products > 0) / jnp.sum(pairs))
     return jnp.stack(shares)

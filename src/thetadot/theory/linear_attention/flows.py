@@ -44,7 +44,7 @@ def trace(
     data: Data,
     params0: NamedParams,
     t1: float,
-    levels: Sequence[float] = (NEVER,) * SIZE,
+    levels: Sequence[float] | np.ndarray = (NEVER,) * SIZE,
     end: float = -1.0,
     rtol: float = 1e-8,
 ) -> Trajectory:

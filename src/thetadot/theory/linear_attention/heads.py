@@ -88,7 +88,7 @@ def check_head_times(trace: Trace = trace) -> list[Check]:
 def check_fixed_points(loss: Callable = linear_attention.separate_loss) -> list[Check]:
     """Each of the 2^D subsets of directions, learned by a head each, is a fixed point."""
     data, speeds = setting(), []
-    for learned in itertools.product([0, 1], repeat=SIZE):
+    for learned in itertools.product([0.0, 1.0], repeat=SIZE):
         size = np.cbrt(np.diag(learned_map(EIGENVALUES, NUM_EXAMPLES, learned)))
         params = _along_axes(size)
         grads = jax.grad(loss)(params, data)
