@@ -12,6 +12,7 @@ import pytest
 
 import thetadot as td
 from thetadot.models import attention, linear, linear_attention, two_layer
+from thetadot.models import attention, linear, trilinear, two_layer
 
 RTOL = 1e-6
 ROWS = 81
@@ -99,6 +100,16 @@ def two_layer_tanh():
     return Case(td.Problem(two_layer.loss_fn(jnp.tanh), {"x": x, "y": jnp.sin(x[:, 0])}), params0, 60.0)
 
 
+def effective_three_layers():
+    """Followed up to nine tenths of its blow-up time."""
+    like = {"a": jnp.zeros(2), "b": jnp.zeros((2, 3)), "c": jnp.zeros(3)}
+    problem, params0 = (
+        td.Problem(trilinear.loss, None, trilinear.CONSERVED),
+        td.inits.gaussian(like, 1.0, key=jr.key(1)),
+    )
+    return Case(problem, params0, 0.9 * float(td.blow_up(problem, params0).time))
+
+
 CASES = {
     "attention, persistent chain": persistent_attention,
     "attention, non-reversible chain": non_reversible_attention,
@@ -106,6 +117,7 @@ CASES = {
     "deep linear, L=2": lambda: deep_linear(2),
     "deep linear, L=3": lambda: deep_linear(3),
     "deep linear, L=4": lambda: deep_linear(4),
+    "three layers, effective": effective_three_layers,
     "two-layer tanh": two_layer_tanh,
     "matrix completion": completion,
     "linear classifier, exponential loss": linear_classifier,

@@ -6,7 +6,7 @@ import pytest
 
 from thetadot import data as td_data
 from thetadot import inits
-from thetadot.models import attention, linear, two_layer
+from thetadot.models import attention, linear, trilinear, two_layer
 
 SIZES = [(2, 1, 1), (4, 6, 3), (7, 3, 5)]
 
@@ -381,3 +381,45 @@ def test_neuron_balance_is_conserved_for_homogeneous_activations_only():
 
     assert rate(jax.nn.relu) < 1e-14
     assert rate(jnp.tanh) > 1e-3
+
+
+# --- trilinear ---
+
+
+def trilinear_params(rows, columns, seed=0):
+    return {"a": normal(seed, rows), "b": normal(seed + 1, rows, columns), "c": normal(seed + 2, columns)}
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 3), (7, 2), (13, 13)])
+def test_trilinear_energy_equals_the_sum_written_out(rows, columns):
+    params = trilinear_params(rows, columns)
+    p = as_numpy(params)
+    written = sum(p["a"][i] * p["b"][i, j] * p["c"][j] for i in range(rows) for j in range(columns))
+    assert float(trilinear.energy(params)) == pytest.approx(written, rel=1e-12)
+    assert float(trilinear.loss(params)) == -float(trilinear.energy(params))
+
+
+def test_trilinear_gradient_is_the_printed_flow():
+    params = trilinear_params(4, 3)
+    p, grad = as_numpy(params), jax.grad(trilinear.loss)(params)
+    np.testing.assert_allclose(-grad["a"], p["b"] @ p["c"], rtol=1e-12)
+    np.testing.assert_allclose(-grad["b"], np.outer(p["a"], p["c"]), rtol=1e-12)
+    np.testing.assert_allclose(-grad["c"], p["b"].T @ p["a"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", trilinear.CONSERVED)
+def test_trilinear_laws_are_orthogonal_to_the_gradient(name):
+    """d/dt C = -∂C · ∇L = 0 at a random point, and not along another direction."""
+    params, law = trilinear_params(4, 3), trilinear.CONSERVED[name]
+    _, along = jax.jvp(law, (params,), (jax.grad(trilinear.loss)(params),))
+    np.testing.assert_allclose(along, np.zeros(along.shape), atol=1e-12)
+    _, elsewhere = jax.jvp(law, (params,), (normal_like(params),))
+    assert float(jnp.max(jnp.abs(elsewhere))) > 0.1
+
+
+def test_final_stage_fractions_count_indices_and_pairs():
+    params = {"a": jnp.array([1.0, 1.0]), "b": jnp.array([[2.0, 0.0], [-1.0, 0.5]]), "c": jnp.array([1.0, 1.0])}
+    # da/dt = (2, -1/2), dc/dt = (1, 1/2): one of four falls. Rows (2, 0)·(-1, 1/2) < 0; columns (2, -1)·(0, 1/2) < 0.
+    np.testing.assert_allclose(trilinear.final_stage_fractions(params), [3 / 4, 4 / 8])
+    rank_one = {"a": jnp.ones(2), "b": jnp.ones((2, 2)), "c": jnp.ones(2)}
+    np.testing.assert_allclose(trilinear.final_stage_fractions(rank_one), [1.0, 1.0])

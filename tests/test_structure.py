@@ -39,6 +39,7 @@ ORDER = [
     "driver",
     "trajectory",
     "flow",
+    "blowup",
     "stages",
     "laws",
     "scan",

@@ -12,6 +12,8 @@ from . import models as models
 from . import observables as observables
 from . import solvers as solvers
 from . import theory as theory
+from .blowup import BlowUp as BlowUp
+from .blowup import blow_up as blow_up
 from .flow import gradient_flow as gradient_flow
 from .laws import Fit as Fit
 from .laws import fit_log_law as fit_log_law

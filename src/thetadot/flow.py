@@ -245,7 +245,10 @@ def _verdict(run: Run, stats: dict, stop: str | None) -> tuple[str, str]:
             f"reached {size:.1e}."
         )
     if _grew(run, stats):
-        return "blew up", f"Blew up: the parameters leave every bound at T* ≈ {t:.10g}; t1 lies beyond it."
+        return "blew up", (
+            f"Blew up: the parameters leave every bound at T* ≈ {t:.10g}; t1 lies beyond it. `blow_up` measures "
+            "T* with its error, how fast, and in which direction."
+        )
     return "failed", (
         f"Failed at t = {t:.6g}: no step is small enough. The loss or its gradient is probably not finite, or not "
         "smooth, just beyond this point."

@@ -8,10 +8,13 @@ conservation laws of its gradient flow stand beside it.
 | `attention` | one-layer attention on a Markov chain | cross-entropy of the next token, population or sampled |
 | `linear` | product of matrices | squared distance to a target matrix, or to its observed entries; exponential loss |
 | `linear_attention` | linear attention on prompts | squared error of linear regression in context |
+| `linear` | product of matrices | squared distance to a target matrix |
+| `trilinear` | effective flow of three small layers | minus the energy `a^T B c`, unbounded below |
 | `two_layer` | two-layer network with any activation | mean squared error |
 """
 
 from thetadot.models import attention as attention
 from thetadot.models import linear as linear
 from thetadot.models import linear_attention as linear_attention
+from thetadot.models import trilinear as trilinear
 from thetadot.models import two_layer as two_layer

@@ -1,0 +1,173 @@
+"""Blow-up times, exponents and directions against flows that are known, and what is said where there is none."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import thetadot as td
+from flows import BOWL, DRIFT, HILL, QUARTIC, at, scalar_flows
+from thetadot.models import trilinear
+
+EFFECTIVE = td.Problem(trilinear.loss, None, trilinear.CONSERVED)
+
+
+def exponential(params, data):
+    del data
+    return -jnp.sum(jnp.exp(params["x"]))
+
+
+def draw(d, seed):
+    like = {"a": jnp.zeros(d), "b": jnp.zeros((d, d)), "c": jnp.zeros(d)}
+    return td.inits.gaussian(like, 1.0, key=jr.key(seed))
+
+
+def on_one_axis(b):
+    """a = c = |b|, B = b in one entry, zeros elsewhere."""
+    axis = jnp.zeros(5).at[0].set(abs(b))
+    return {"a": axis, "b": jnp.zeros((5, 5)).at[0, 0].set(b), "c": axis}
+
+
+def energy_seen(params, data):
+    return trilinear.energy(params, data)
+
+
+# --- exact ---
+
+SQUARE, TANGENT = {3: -1 / 3}, {3: -1 / 3, 1: -1.0}
+EXACT = {  # a problem, x_0, T*, the exponent
+    "x' = x²": (scalar_flows(SQUARE, BOWL), 2.0, 0.5, -1.0),
+    "x' = 4x³": (scalar_flows(HILL, BOWL), 2.0, 1 / 32, -0.5),
+    "x' = 1 + x², through zero": (scalar_flows(TANGENT, BOWL), -1.0, 0.75 * np.pi, -1.0),
+    "x' = 1 + x², from zero": (scalar_flows(TANGENT, BOWL), 0.0, 0.5 * np.pi, -1.0),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("rtol", [1e-6, 1e-10])
+def test_scalar_blow_ups(name, rtol):
+    problem, x0, exact, exponent = EXACT[name]
+    found = td.blow_up(problem, at(x0, 0.5), rtol=rtol)
+    assert bool(found.blew_up) and "T* = " in found.result
+    assert abs(float(found.time) - exact) <= float(found.error) + 1e-15
+    assert float(found.error) < 100 * rtol * exact
+    assert float(found.exponent) == pytest.approx(exponent, abs=100 * rtol)
+    np.testing.assert_allclose(found.direction["x"], [1.0, 0.0], atol=10 * rtol**0.5)  # the other coordinate stays
+
+
+def test_the_error_falls_with_the_tolerance():
+    problem, x0, exact, _ = EXACT["x' = 1 + x², through zero"]
+    errors = [abs(float(td.blow_up(problem, at(x0, 0.5), rtol=rtol).time) - exact) for rtol in (1e-4, 1e-7, 1e-10)]
+    assert errors[1] < errors[0] / 10 and errors[2] < 1e-9 * exact
+
+
+def test_an_exponential_loss_is_left_like_a_logarithm():
+    """x' = e^x is infinite at T* = e^-x_0, though x itself grows to some twenty only; p → 0 like 1/log."""
+    found = td.blow_up(td.Problem(exponential), at(-1.0), rtol=1e-10)
+    assert bool(found.blew_up) and abs(float(found.time) - np.e) <= float(found.error) < 1e-6
+    assert -0.1 < float(found.exponent) < 0
+
+
+def test_a_balanced_rank_one_start():
+    """da/dt = a² along the ray: T* = 1/r_0, direction and exponent known."""
+    u, w = (x / jnp.linalg.norm(x) for x in (jr.normal(jr.key(1), (5,)), jr.normal(jr.key(2), (5,))))
+    params0 = {"a": 0.7 * u, "b": 0.7 * jnp.outer(u, w), "c": 0.7 * w}
+    found = td.blow_up(EFFECTIVE, params0, rtol=1e-10)
+    assert float(found.time) == pytest.approx(1 / 0.7, rel=1e-9)
+    assert float(found.exponent) == pytest.approx(-1.0, abs=1e-8)
+    np.testing.assert_allclose(found.direction["b"], jnp.outer(u, w) / np.sqrt(3), atol=1e-9)
+
+
+# --- any start; many at once ---
+
+
+def test_starts_of_either_sign_blow_up_and_only_the_true_bound_holds():
+    """E_0 < 0: the flow climbs to E = 0 first. E_0 > 0: T* ≤ E_0^(-1/3)."""
+    signs = set()
+    for seed in range(6):
+        params0 = draw(5, seed)
+        found, e0 = td.blow_up(EFFECTIVE, params0), float(trilinear.energy(params0))
+        assert bool(found.blew_up) and float(found.exponent) == pytest.approx(-1.0, abs=1e-6)
+        assert e0 < 0 or float(found.time) < e0 ** (-1 / 3)
+        signs.add(np.sign(e0))
+    assert signs == {-1.0, 1.0}
+
+
+def test_draws_under_vmap_are_those_alone():
+    batch = [draw(5, seed) for seed in range(6)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batch)
+    together = jax.vmap(lambda params0: td.blow_up(EFFECTIVE, params0))(stacked)
+    alone = [float(td.blow_up(EFFECTIVE, params0).time) for params0 in batch]
+    np.testing.assert_allclose(together.time, alone, rtol=1e-9)  # rtol is 1e-8; the order of sums differs
+    assert together.result == "6 of 6 flows blow up."
+
+
+def test_observables_are_recorded_on_the_way():
+    params0 = draw(5, 0)
+    found = td.blow_up(EFFECTIVE, params0, observables={"energy": energy_seen})
+    assert found.ts[0] == 0 and np.all(np.diff(found.ts) >= 0) and found.ts[-1] == float(found.t)
+    energies = found.series["energy"]
+    assert energies[0] == pytest.approx(float(trilinear.energy(params0)))
+    assert np.all(np.diff(energies) > 0) and energies[-1] == pytest.approx(float(energy_seen(found.params, None)))
+
+
+def test_scales_do_not_matter():
+    """θ → rθ and t → t/r: the same steps."""
+    params0 = draw(5, 0)
+    one, tiny = (td.blow_up(EFFECTIVE, jax.tree.map(lambda x, r=r: r * x, params0)) for r in (1.0, 1e-8))
+    assert float(tiny.time) == pytest.approx(1e8 * float(one.time), rel=1e-8)
+
+
+# --- no blow-up ---
+
+
+@pytest.mark.parametrize(
+    ("problem", "params0", "sentence"),
+    [
+        (scalar_flows(BOWL, BOWL), at(1.0, 2.0), "comes to rest"),
+        (scalar_flows(QUARTIC, BOWL), at(1.0, 2.0), "comes to rest|No blow-up within"),
+        (scalar_flows({2: -0.5}, BOWL), at(1.0, 1.0), "exponentially or slower"),
+        (scalar_flows(DRIFT, DRIFT), at(1.0, 2.0), "exponentially or slower"),
+        (EFFECTIVE, on_one_axis(0.0), "comes to rest at t = 0"),
+        (EFFECTIVE, on_one_axis(-1.0), "comes to rest|No blow-up within"),
+        (scalar_flows(DRIFT, BOWL, wall=1.0), at(0.1, 1.0), "No blow-up within"),
+    ],
+    ids=["a bowl", "slow decay", "exponential", "linear", "critical point", "dies out", "wall"],
+)
+def test_no_blow_up_is_a_result_too(problem, params0, sentence):
+    found = td.blow_up(problem, params0)
+    assert not bool(found.blew_up) and np.isnan(found.time) and np.isnan(found.exponent)
+    assert any(part in found.result for part in sentence.split("|")), found.result
+
+
+# --- plain flows ---
+
+
+@pytest.mark.parametrize("solver", ["auto", "tsit5"])
+def test_a_plain_flow_names_the_time_and_points_here(solver):
+    params0 = draw(5, 0)
+    traj = td.gradient_flow(EFFECTIVE, params0, 10.0, solver=solver)
+    assert traj.status == "blew up" and "`blow_up`" in traj.result
+    assert f"T* ≈ {float(td.blow_up(EFFECTIVE, params0).time):.6f}" in traj.result
+    assert traj.stats["wall_s"] < 60  # compilation included, on a busy machine
+
+
+# --- what is refused ---
+
+
+def test_bad_input_gets_one_sentence():
+    problem = scalar_flows(HILL, BOWL)
+    for changes, sentence in [
+        ({"params0": at(1.0, np.nan)}, "NaN or infinity"),
+        ({"rtol": 0.0}, r"`rtol` must lie in"),
+        ({"rtol": 1e-15}, "below what float64"),
+        ({"max_steps": 0}, r"`blow_up\(max_steps=\.\.\.\)` must be at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            td.blow_up(problem, **{"params0": at(1.0, 1.0), **changes})
+
+
+def test_too_few_steps_are_a_result():
+    found = td.blow_up(EFFECTIVE, draw(5, 0), max_steps=5)
+    assert not bool(found.blew_up) and "within 5 steps" in found.result
