@@ -146,8 +146,7 @@ def blow_up(
     if max_steps < 1:
         raise ValueError(f"`blow_up(max_steps=...)` must be at least 1; got {max_steps}.")
     recorded = tuple((observables or {}).items())
-    end, rows = _trace(problem, recorded, params0, jnp.asarray(rtol), max_steps)
-    loose, _ = _trace(problem, (), params0, jnp.asarray(_LOOSE * rtol), max_steps)
+    end, loose, rows = _traces(problem, recorded, params0, rtol * jnp.array([1.0, _LOOSE]), max_steps)
     ts, series = rows if traced else _trimmed(*rows)
     size = jnp.sqrt(squared_norm(end.params))
     blew_up = end.outcome == int(Outcome.BLEW_UP)
@@ -186,6 +185,13 @@ class _Start(NamedTuple):
 
 
 @eqx.filter_jit
+def _traces(problem: Problem, observables, params0: PyTree, rtols: Array, max_steps: int) -> tuple[_End, _End, tuple]:
+    """The ends of two solutions, one after the other by the same compiled loop, and the rows of the first."""
+    ends, rows = jax.lax.map(lambda rtol: _trace(problem, observables, params0, rtol, max_steps), rtols)
+    end, loose = (jax.tree.map(lambda x, i=i: x[i], ends) for i in range(2))
+    return end, loose, jax.tree.map(lambda x: x[0], rows)
+
+
 def _trace(problem: Problem, observables, params0: PyTree, rtol: Array, max_steps: int) -> tuple[_End, tuple]:
     """The flow in the time s until it has an outcome, and the rows (ts, series) on the way."""
     start = _units(problem, params0, rtol)
