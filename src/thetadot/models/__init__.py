@@ -9,6 +9,7 @@ conservation laws of its gradient flow stand beside it.
 | `linear` | product of matrices | squared distance to a target matrix, or to its observed entries; exponential loss |
 | `linear_attention` | linear attention on prompts | squared error of linear regression in context |
 | `linear` | product of matrices | squared distance to a target matrix |
+| `multilayer` | fully connected network of any depth | mean squared error, and its leading order at small weights |
 | `trilinear` | effective flow of three small layers | minus the energy `a^T B c`, unbounded below |
 | `two_layer` | two-layer network with any activation | mean squared error |
 """
@@ -16,5 +17,6 @@ conservation laws of its gradient flow stand beside it.
 from thetadot.models import attention as attention
 from thetadot.models import linear as linear
 from thetadot.models import linear_attention as linear_attention
+from thetadot.models import multilayer as multilayer
 from thetadot.models import trilinear as trilinear
 from thetadot.models import two_layer as two_layer
