@@ -13,6 +13,7 @@ import pytest
 import thetadot as td
 from thetadot.models import attention, linear, linear_attention, two_layer
 from thetadot.models import attention, linear, trilinear, two_layer
+from thetadot.models import attention, linear, multilayer, trilinear, two_layer
 
 RTOL = 1e-6
 ROWS = 81
@@ -100,6 +101,13 @@ def two_layer_tanh():
     return Case(td.Problem(two_layer.loss_fn(jnp.tanh), {"x": x, "y": jnp.sin(x[:, 0])}), params0, 60.0)
 
 
+def three_layer_tanh():
+    """No exact invariant either; from a start that is not small, so that it leaves it soon."""
+    x = jnp.stack([jnp.linspace(-2, 2, 7), jnp.ones(7)], axis=1)
+    params0 = td.inits.deep_linear((2, 3, 3, 1), 0.5, key=jr.key(6))
+    return Case(td.Problem(multilayer.loss_fn(jnp.tanh), {"x": x, "y": jnp.sin(x[:, 0])}), params0, 30.0)
+
+
 def effective_three_layers():
     """Followed up to nine tenths of its blow-up time."""
     like = {"a": jnp.zeros(2), "b": jnp.zeros((2, 3)), "c": jnp.zeros(3)}
@@ -117,6 +125,7 @@ CASES = {
     "deep linear, L=2": lambda: deep_linear(2),
     "deep linear, L=3": lambda: deep_linear(3),
     "deep linear, L=4": lambda: deep_linear(4),
+    "three-layer tanh": three_layer_tanh,
     "three layers, effective": effective_three_layers,
     "two-layer tanh": two_layer_tanh,
     "matrix completion": completion,

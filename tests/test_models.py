@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -6,7 +8,7 @@ import pytest
 
 from thetadot import data as td_data
 from thetadot import inits
-from thetadot.models import attention, linear, trilinear, two_layer
+from thetadot.models import attention, linear, multilayer, trilinear, two_layer
 
 SIZES = [(2, 1, 1), (4, 6, 3), (7, 3, 5)]
 
@@ -417,9 +419,69 @@ def test_trilinear_laws_are_orthogonal_to_the_gradient(name):
     assert float(jnp.max(jnp.abs(elsewhere))) > 0.1
 
 
+def test_trilinear_rows_and_columns_of_zeros_stay_zero():
+    params = trilinear_params(4, 3)
+    padded = {"a": jnp.pad(params["a"], (0, 2)), "b": jnp.pad(params["b"], (0, 2)), "c": jnp.pad(params["c"], (0, 2))}
+    grad, small = jax.grad(trilinear.loss)(padded), jax.grad(trilinear.loss)(params)
+    np.testing.assert_allclose(grad["b"][:4, :3], small["b"], rtol=1e-12)
+    assert not np.any(grad["b"][4:]) and not np.any(grad["b"][:, 3:]) and not np.any(grad["a"][4:])
+
+
 def test_final_stage_fractions_count_indices_and_pairs():
     params = {"a": jnp.array([1.0, 1.0]), "b": jnp.array([[2.0, 0.0], [-1.0, 0.5]]), "c": jnp.array([1.0, 1.0])}
     # da/dt = (2, -1/2), dc/dt = (1, 1/2): one of four falls. Rows (2, 0)·(-1, 1/2) < 0; columns (2, -1)·(0, 1/2) < 0.
     np.testing.assert_allclose(trilinear.final_stage_fractions(params), [3 / 4, 4 / 8])
     rank_one = {"a": jnp.ones(2), "b": jnp.ones((2, 2)), "c": jnp.ones(2)}
     np.testing.assert_allclose(trilinear.final_stage_fractions(rank_one), [1.0, 1.0])
+
+
+# --- multilayer ---
+
+
+def layers(widths, scale=0.7, seed=0):
+    return [scale * normal(seed + i, out, into) for i, (into, out) in enumerate(itertools.pairwise(widths))]
+
+
+@pytest.mark.parametrize("widths, num_samples", [((3, 1), 1), ((2, 4, 1), 3), ((3, 4, 5, 1), 7), ((2, 3, 3, 3, 1), 13)])
+def test_multilayer_loss_equals_a_naive_loop(widths, num_samples):
+    params, x, y = layers(widths), normal(20, num_samples, widths[0]), normal(21, num_samples)
+    loss = 0.0
+    for n in range(num_samples):
+        hidden = np.asarray(params[0]) @ np.asarray(x[n])
+        for w in params[1:]:
+            hidden = np.asarray(w) @ np.tanh(hidden)
+        loss += 0.5 * (hidden[0] - float(y[n])) ** 2 / num_samples
+    found = multilayer.loss_fn(jnp.tanh)(params, {"x": x, "y": y})
+    assert float(found) == pytest.approx(loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_multilayer_loss_starts_like_its_effective_loss(depth):
+    """L(εθ) - L(0) = ε^L L_eff(θ) (1 + O(ε²)): the difference falls by 2^(L+2) when ε is halved."""
+    params, data = layers([3, *[4] * (depth - 1), 1]), {"x": normal(20, 7, 3), "y": normal(21, 7)}
+    loss, flat = multilayer.loss_fn(jnp.tanh), multilayer.loss_fn(jnp.tanh)(layers([3, 1], 0.0), data)
+
+    def difference(eps):
+        small = [eps * w for w in params]
+        return float(loss(small, data) - flat - multilayer.effective_loss(small, data))
+
+    order = 2 * depth if depth == 2 else depth + 2
+    assert difference(0.02) / difference(0.01) == pytest.approx(2**order, rel=0.05)
+
+
+def test_multilayer_alignment_and_off_axis_parts():
+    params, data = layers([3, 4, 1]), {"x": normal(20, 7, 3), "y": normal(21, 7)}
+    s, off, cosines = (
+        fn(params, data) for fn in (lambda _, d: multilayer.correlation(d), multilayer.off_axis, multilayer.alignment)
+    )
+    np.testing.assert_allclose(off @ s, np.zeros(4), atol=1e-12)
+    norms = jnp.sum(jnp.square(params[0]), axis=1)
+    np.testing.assert_allclose(1 - cosines**2, jnp.sum(jnp.square(off), axis=1) / norms, rtol=1e-10)
+
+
+def test_three_layers_are_the_trilinear_flow_at_rate_s():
+    params, data = layers([3, 4, 5, 1]), {"x": normal(20, 7, 3), "y": normal(21, 7)}
+    s = multilayer.correlation(data)
+    rate = jnp.linalg.norm(s)
+    reduced = {"a": params[2][0], "b": params[1], "c": params[0] @ s / rate}
+    assert float(multilayer.effective_loss(params, data)) == pytest.approx(float(rate * trilinear.loss(reduced)))

@@ -22,8 +22,8 @@ def balanced_escape_time(init_scale: ArrayLike, strength: float, depth: int) -> 
     """
     init_scale = np.asarray(init_scale, float)
     if depth == 2:
-        return np.log(1 / init_scale) / strength
-    return init_scale ** (2 - depth) / ((depth - 2) * strength)
+        return np.asarray(np.log(1 / init_scale) / strength)
+    return np.asarray(init_scale ** (2 - depth) / ((depth - 2) * strength))
 
 
 def off_axis_share(off_axis: ArrayLike, along: ArrayLike) -> np.ndarray:
@@ -36,7 +36,7 @@ def off_axis_share(off_axis: ArrayLike, along: ArrayLike) -> np.ndarray:
         along: c_i = w_i · v at the time asked for.
     """
     off_axis, along = np.asarray(off_axis, float), np.asarray(along, float)
-    return off_axis**2 / (off_axis**2 + along**2)
+    return np.asarray(off_axis**2 / (off_axis**2 + along**2))
 
 
 def second_mode(init_scale: ArrayLike, strengths: tuple[float, float], depth: int) -> np.ndarray:
@@ -48,5 +48,5 @@ def second_mode(init_scale: ArrayLike, strengths: tuple[float, float], depth: in
     ratio = strengths[1] / strengths[0]
     init_scale = np.asarray(init_scale, float)
     if depth == 2:
-        return init_scale ** (1 - ratio)
-    return init_scale * math.pow(1 - ratio, -1 / (depth - 2))
+        return np.asarray(init_scale ** (1 - ratio))
+    return np.asarray(init_scale * math.pow(1 - ratio, -1 / (depth - 2)))

@@ -15,7 +15,7 @@ def balanced_time(radius: ArrayLike) -> np.ndarray:
 
     Then `dr/dt = r²`, `r = 1/(1/r_0 - t)`, and the bound `E_0^{-1/3}` of `time_bound` is attained.
     """
-    return 1 / np.asarray(radius, float)
+    return np.asarray(1 / np.asarray(radius, float))
 
 
 def scalar_time(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> np.ndarray:
@@ -50,4 +50,4 @@ def time_bound(energy: ArrayLike) -> np.ndarray:
 def energy_floor(t: ArrayLike, energy: ArrayLike) -> np.ndarray:
     """`-(t + (-E_0)^{-1/3})^{-3}`, below which E does not lie at t if E_0 < 0 (arXiv 2510.06954, Thm. 1)."""
     t, energy = np.asarray(t, float), np.asarray(energy, float)
-    return -((t + (-energy) ** (-1 / 3)) ** -3)
+    return np.asarray(-((t + (-energy) ** (-1 / 3)) ** -3))

@@ -32,8 +32,15 @@ def check_final_stage(problem: Problem = draws.EFFECTIVE) -> list[Check]:
         judge(
             f"{name} at t = 0: share of the pairs, {on}", _CONDITION, "derived", 0.5 + 0.5 / _D, _mean(before, 1), 0.1
         ),
-        judge(f"{name} holds before T*: share of {on}", _CONDITION, "derived", 1.0, np.mean(np.isfinite(begins)), 0.0),
-        judge(f"{name}, once true, stays true: share of {on}", _CONDITION, "paper", 1.0, np.mean(kept), 0.0),
+        judge(
+            f"{name} holds before T*: share of {on}",
+            _CONDITION,
+            "derived",
+            1.0,
+            float(np.mean(np.isfinite(begins))),
+            0.0,
+        ),
+        judge(f"{name}, once true, stays true: share of {on}", _CONDITION, "paper", 1.0, float(np.mean(kept)), 0.0),
         # Measured 0.93-0.99 on five draws; the latest draw of sixteen is still before T*.
         judge(f"{name} begins to hold at t/T*, {on}", _CONDITION, "derived", 0.95, spread(begins), 0.05),
     ]

@@ -32,12 +32,6 @@ class Path(NamedTuple):
         """(da/dt, dc/dt) = (B c, B^T a), each (T, d)."""
         return np.einsum("tij,tj->ti", self.b, self.c), np.einsum("tij,ti->tj", self.b, self.a)
 
-    @property
-    def energy_speed(self) -> np.ndarray:
-        """dE/dt = |da/dt|² + |dc/dt|² + |a|² |c|²."""
-        da, dc = self.speeds
-        return _squares(da) + _squares(dc) + _squares(self.a) * _squares(self.c)
-
 
 def path_of(found: BlowUp) -> Path:
     """The recorded path of a blow-up."""

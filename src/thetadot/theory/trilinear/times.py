@@ -42,14 +42,19 @@ def _on_draws(energies: np.ndarray, times: np.ndarray, errors: np.ndarray, expon
     worst = exponents[np.argmax(np.abs(exponents + 1))] if np.all(np.isfinite(exponents)) else np.nan
     many = f"of {energies.size} Gaussian draws, d = {_DIMENSIONS[0]} … {_DIMENSIONS[-1]}"
     return [
-        judge(f"T* is finite: share {many}", _THEOREM, "paper", 1.0, np.mean(np.isfinite(times)), 0.0),
+        judge(f"T* is finite: share {many}", _THEOREM, "paper", 1.0, _share(np.isfinite(times)), 0.0),
         judge(f"T* is finite though E_0 < 0: share {many}", _THEOREM, "paper", 1.0, _share(times[~rising] > 0), 0.0),
         # Strictly: no Gaussian draw is balanced and of rank one.
         judge(f"T* < E_0^{{-1/3}} where E_0 > 0: share {many}", _THEOREM, "paper", 1.0, _share(within[rising]), 0.0),
         # Left at T* - t = 1e-8 T*, where the power differs from -1 by (1e-8)² in theory; the rest is the solver.
         judge(f"|θ| ∝ (T* - t)^-1: the exponent farthest from it {many}", _THEOREM, "derived", -1.0, worst, 1e-7),
         judge(
-            f"largest stated error of T*, relative, {many}", _THEOREM, "derived", 0.0, np.max(errors / times), _DIGITS
+            f"largest stated error of T*, relative, {many}",
+            _THEOREM,
+            "derived",
+            0.0,
+            float(np.max(errors / times)),
+            _DIGITS,
         ),
     ]
 
