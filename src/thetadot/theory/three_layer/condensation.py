@@ -7,7 +7,7 @@ import numpy as np
 
 from thetadot.blowup import BlowUp, blow_up
 from thetadot.problem import Problem
-from thetadot.stages import Measured, first_crossing
+from thetadot.stages import first_crossing
 from thetadot.theory.check import Check, judge, settled
 from thetadot.trajectory import Trajectory
 
@@ -46,7 +46,15 @@ def check_condensation(trace: flows.Trace = flows.trace, effective: Effective = 
     `P w_i = P w_i(0) - c_i³ P T/(3|s|) + ...`. So 1 - cos² is smallest where c_i ~ ε^{1/3}, of order ε^{4/3}, and at an
     escape that is defined by a fixed loss it tends to a constant: ε² is right for the effective flow alone.
     """
-    found = effective_blow_up(effective)
+    claims = _exact(effective_blow_up(effective))
+    (least,) = settled(lambda rtol: [_slope([_least_share(x) for x in _escapes(trace, _SMALL, rtol)], _SMALL)], 1e-8)
+    network = "tanh network: the smallest share |P W_1|²/|W_1|² before its escape ∝ ε^{4/3}: the exponent"
+    # The next order is ε^{1/3} beside 1, from the residual of the output, |θ|³.
+    return [*claims, judge(network, _CONDENSATION, "derived", 4 / 3, least, 0.03)]
+
+
+def _exact(found: BlowUp) -> list[Check]:
+    """What holds at every step of the effective flow, and the power of τ that follows from it."""
     left = (float(found.time) - found.ts) / float(found.time)
     along, off = flows.split(found.series["w_1"])
     sizes = np.linalg.norm(off, axis=2)
@@ -57,20 +65,17 @@ def check_condensation(trace: flows.Trace = flows.trace, effective: Effective = 
     inside = (left > _WINDOW[0]) & ~before
     slopes = np.array([_line(left[inside], one[inside]) for one in share.T])
 
-    def claim(text: str, predicted: float, measured: Measured | float, tolerance: float) -> Check:
-        return judge(text, _CONDENSATION, "derived", predicted, measured, tolerance)
+    def claim(text: str, predicted: float, measured: float, tolerance: float) -> Check:
+        return judge(text, _CONDENSATION, "derived", predicted, float(measured), tolerance)
 
-    exact = "1 - cos²(w_i, v) = |P w_i(0)|²/(|P w_i(0)|² + c_i²): largest relative difference"
-    network = "tanh network: the smallest share |P W_1|²/|W_1|² before its escape ∝ ε^{4/3}: the exponent"
-    (least,) = settled(lambda rtol: [_slope([_least_share(x) for x in _escapes(trace, _SMALL, rtol)], _SMALL)], 1e-8)
+    equal = "1 - cos²(w_i, v) = |P w_i(0)|²/(|P w_i(0)|² + c_i²): largest relative difference"
+    farthest = slopes[np.argmax(np.abs(slopes - 2))]
     return [
         # Rounding of entries that have grown ten thousand times.
-        claim("the part P w_i orthogonal to v is constant: largest drift", 0.0, float(drift), 1e-10),
-        claim(exact, 0.0, float(identity), 1e-10),
+        claim("the part P w_i orthogonal to v is constant: largest drift", 0.0, drift, 1e-10),
+        claim(equal, 0.0, identity, 1e-10),
         # A neuron with a small c_i turns late: then τ/c_i beside 1 is left out.
-        claim("1 - cos²(w_i, v) ∝ τ²: exponent farthest from it", 2.0, float(_farthest(slopes, 2)), 1e-2),
-        # The next order is ε^{1/3} beside 1, from the residual of the output, |θ|³.
-        claim(network, 4 / 3, least, 0.03),
+        claim("1 - cos²(w_i, v) ∝ τ²: exponent farthest from it", 2.0, farthest, 1e-2),
     ]
 
 
@@ -112,10 +117,6 @@ def _distance(trace: flows.Trace, scale: float, t1: float, rtol: float) -> float
 def _slope(values: list[float], scales: tuple[float, float]) -> float:
     """The exponent of ε between two scales."""
     return float(np.log(np.abs(values[0] / values[1])) / np.log(scales[0] / scales[1]))
-
-
-def _farthest(values: np.ndarray, law: float) -> float:
-    return values[np.argmax(np.abs(values - law))]
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> float:
