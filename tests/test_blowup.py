@@ -144,7 +144,7 @@ def test_no_blow_up_is_a_result_too(problem, params0, sentence):
 # --- plain flows ---
 
 
-@pytest.mark.parametrize("solver", ["auto", "tsit5"])
+@pytest.mark.parametrize("solver", ["auto", pytest.param("tsit5", marks=pytest.mark.slow)])
 def test_a_plain_flow_names_the_time_and_points_here(solver):
     params0 = draw(5, 0)
     traj = td.gradient_flow(EFFECTIVE, params0, 10.0, solver=solver)

@@ -13,6 +13,7 @@ from thetadot.theory import trilinear
 from thetadot.theory.trilinear import draws, times
 
 BY_NAME = {check.__name__: check for check in trilinear.CHECKS}
+QUICK = ("check_blow_up_times",)  # the others compile another loop
 
 # --- closed forms ---
 
@@ -53,7 +54,9 @@ def few(monkeypatch):
     monkeypatch.setattr(times, "_NUM_EXACT", 10)
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BY_NAME]
+)
 def test_the_claims_hold(name, few):
     checks = BY_NAME[name]()
     assert checks and not [check for check in checks if not check.passed]
