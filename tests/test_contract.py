@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 import thetadot as td
-from thetadot.models import attention, linear, linear_attention, two_layer
-from thetadot.models import attention, linear, trilinear, two_layer
-from thetadot.models import attention, linear, multilayer, trilinear, two_layer
+from thetadot.models import attention, linear, linear_attention, multilayer, trilinear, two_layer
 
 RTOL = 1e-6
 ROWS = 81

@@ -14,12 +14,14 @@ from typing import Any
 from thetadot.experiments._setup import Setup as Setup
 from thetadot.experiments.focus_dilution import FocusDilution as FocusDilution
 from thetadot.experiments.matrix_factorization import MatrixFactorization as MatrixFactorization
+from thetadot.experiments.three_layer import ThreeLayer as ThreeLayer
 from thetadot.flow import gradient_flow
 from thetadot.trajectory import Trajectory
 
 EXPERIMENTS: dict[str, type] = {
     "focus-dilution": FocusDilution,
     "matrix-factorization": MatrixFactorization,
+    "three-layer": ThreeLayer,
 }
 
 

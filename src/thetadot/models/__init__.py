@@ -8,7 +8,6 @@ conservation laws of its gradient flow stand beside it.
 | `attention` | one-layer attention on a Markov chain | cross-entropy of the next token, population or sampled |
 | `linear` | product of matrices | squared distance to a target matrix, or to its observed entries; exponential loss |
 | `linear_attention` | linear attention on prompts | squared error of linear regression in context |
-| `linear` | product of matrices | squared distance to a target matrix |
 | `multilayer` | fully connected network of any depth | mean squared error, and its leading order at small weights |
 | `trilinear` | effective flow of three small layers | minus the energy `a^T B c`, unbounded below |
 | `two_layer` | two-layer network with any activation | mean squared error |

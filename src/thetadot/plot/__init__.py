@@ -10,8 +10,10 @@ the solver, its tolerance and its number of steps: change the tolerance before y
 
 from matplotlib.figure import Figure
 
+from thetadot.plot.alignment import alignment_figure as alignment_figure
 from thetadot.plot.attention import attention_figure as attention_figure
 from thetadot.plot.attention import embedding_figure as embedding_figure
+from thetadot.plot.blow_up import blow_up_figure as blow_up_figure
 from thetadot.plot.condensation import condensation_figure as condensation_figure
 from thetadot.plot.loss import loss_figure as loss_figure
 from thetadot.plot.plane import plane_figure as plane_figure
@@ -30,6 +32,7 @@ _FIGURES = {
     "embedding": embedding_figure,
     "plane": plane_figure,
     "condensation": condensation_figure,
+    "alignment": alignment_figure,
 }
 
 
