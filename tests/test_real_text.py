@@ -14,7 +14,7 @@ TEXTS = {"wikitext-2-valid.txt": (4500.0, 8.13, 0.889), "tinystories-sample.txt"
 
 
 def focus(path, t1, rtol):
-    """Attention received per frequency by "the" at the end, and the least that the most frequent token received early."""
+    """Attention received per frequency by "the" at the end, and the least of the most frequent token before."""
     traj = run(FocusDilution(text=str(path), vocab=64, t1=t1, rtol=rtol))
     assert traj.status == "done"
     stationary = np.asarray(traj.provenance["notes"]["stationary"])
