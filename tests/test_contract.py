@@ -11,11 +11,23 @@ import numpy as np
 import pytest
 
 import thetadot as td
-from thetadot.models import attention, linear, linear_attention, multilayer, trilinear, two_layer
+from thetadot.models import (
+    attention,
+    attention_classifier,
+    linear,
+    linear_attention,
+    multilayer,
+    trilinear,
+    two_layer,
+)
 
 RTOL = 1e-6
 ROWS = 81
 ATTENTION_LAWS = {"embedding": attention.embedding_balance, "query-key": attention.query_key_balance}
+CLASSIFIER_LAWS = {
+    "query-key": attention_classifier.query_key_balance,
+    "value": attention_classifier.value_balance,
+}
 LINEAR_LAWS = {"balancedness": linear.balancedness}
 
 
@@ -57,6 +69,12 @@ def sampled_attention():
     return Case(
         td.Problem(attention.sampled_loss, attention.count_data(sequences, targets, 3), ATTENTION_LAWS), params0, 30.0
     )
+
+
+def classifying_attention():
+    data = td.data.labeled_sequences(7, 3, 3, 2.0, key=jr.key(0))
+    params0 = td.inits.attention_classifier_params(3, 0.3, key=jr.key(6))
+    return Case(td.Problem(attention_classifier.loss_fn(jnp.tanh), data, CLASSIFIER_LAWS), params0, 15.0)
 
 
 def deep_linear(num_layers):
@@ -120,6 +138,7 @@ CASES = {
     "attention, persistent chain": persistent_attention,
     "attention, non-reversible chain": non_reversible_attention,
     "attention, sampled": sampled_attention,
+    "attention that classifies": classifying_attention,
     "deep linear, L=2": lambda: deep_linear(2),
     "deep linear, L=3": lambda: deep_linear(3),
     "deep linear, L=4": lambda: deep_linear(4),

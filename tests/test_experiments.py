@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 
 from runs import attention_run, factorization_run
-from thetadot.experiments import EXPERIMENTS, FocusDilution, MatrixFactorization, name_of, options_of, run
+from thetadot.experiments import (
+    EXPERIMENTS,
+    FocusDilution,
+    MatrixFactorization,
+    RankCollapse,
+    name_of,
+    options_of,
+    run,
+)
 from thetadot.experiments.focus_dilution import read_matrix
 from thetadot.plot import staircase_figure
 from thetadot.stages import find_stages
+from thetadot.theory import rank_collapse
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -122,3 +131,29 @@ def test_a_broken_matrix_file_is_refused(tmp_path):
         read_matrix(tmp_path / "p.csv")
     with pytest.raises(ValueError, match="missing"):
         read_matrix(tmp_path / "missing.npy")
+
+
+def test_rank_collapse_predicts_its_second_plateau_where_features_are_not_separable():
+    setup = RankCollapse(activation="linear").setup()
+    start = rank_collapse.quasi_stationary(setup.problem.data)
+    assert setup.plateaus == {"origin": 1.0, "pooled features": pytest.approx(float(setup.problem.loss(start)))}
+    assert {law for law, _ in setup.problem.conserved} == {"query-key balance", "value balance", "output balance"}
+    separable = RankCollapse(focus=0.0, loss="logistic").setup()
+    assert separable.plateaus == {"origin": pytest.approx(np.log(2))} and separable.notes["separable"]
+
+
+def test_rank_collapse_refuses_an_unknown_activation():
+    experiment = RankCollapse()
+    object.__setattr__(experiment, "activation", "relu")  # past the type check that the tests switch on
+    with pytest.raises(ValueError, match="must be one of tanh, linear"):
+        experiment.setup()
+
+
+@pytest.mark.slow
+def test_rank_collapse_condenses_collapses_and_rises_again():
+    traj = run(RankCollapse(rtol=1e-4))
+    plateaus = [stage for stage in find_stages(traj) if stage.kind == "plateau"]
+    np.testing.assert_allclose([stage.loss for stage in plateaus], [1.0, 0.709], atol=0.02)
+    second = int(np.searchsorted(traj.ts, plateaus[1].t_start))
+    assert traj["w_1_stable_rank"][second] < 1.001 < 1.5 < traj["w_q_stable_rank"][second]
+    assert np.min(traj["w_q_stable_rank"]) < 1.01 and traj["w_q_stable_rank"][-1] > 1.1

@@ -81,3 +81,10 @@ def test_balanced_linear_is_balanced_and_aligned(shape, num_layers):
 def test_balanced_linear_mistakes():
     with pytest.raises(ValueError, match=r"`balanced_linear\(num_layers=\.\.\.\)` must be at least 1; got 0"):
         inits.balanced_linear(jnp.eye(2), 0, 0.1)
+
+
+def test_classifier_parameters_are_one_draw_in_the_stated_order():
+    params = inits.attention_classifier_params(3, 1e-2, key=jr.key(0))
+    flat = np.concatenate([np.ravel(params[name]) for name in ("w_q", "w_k", "w_v", "w_1", "w_2")])
+    np.testing.assert_allclose(flat, 1e-2 * jr.normal(jr.key(0), (39,)), rtol=1e-14)
+    assert [params[name].shape for name in ("w_v", "w_2")] == [(3, 3), (3,)]

@@ -7,8 +7,8 @@ import pytest
 
 from runs import attention_run, factorization_run
 from thetadot import plot
-from thetadot.plot import _style, condensation
-from thetadot.stages import find_stages
+from thetadot.plot import _style, condensation, norms
+from thetadot.stages import Stage, find_stages
 
 
 def draw(figure) -> bytes:
@@ -25,7 +25,7 @@ def texts(figure) -> str:
 def test_every_figure_is_a_png_and_names_its_tolerance(make):
     traj = make()
     figures = plot.figures(traj)
-    expected = {"loss", "spectra", "condensation"}
+    expected = {"loss", "spectra", "norms", "condensation"}
     if make is attention_run:
         expected |= {"attention", "embedding", "received", "plane"}
     else:
@@ -121,3 +121,23 @@ def test_signs_are_quoted_and_dollars_are_not_mathematics():
     assert _style._printable(",") == "“,”"
     assert _style._printable("the") == "the"
     assert _style._printable("$5") == r"\$5"
+
+
+def test_relative_change_of_norms():
+    values = np.array([[3.0, 4.0], [6.0, 8.0], [0.0, 5.0]])
+    np.testing.assert_allclose(norms.norm_change(values), [0.0, 1.0, 0.0])
+    drawn = plot.norm_figure(factorization_run())
+    change, rank = (ax.lines for ax in drawn.axes)
+    assert len(change) == len(rank) == 3  # two layers and the map
+    assert np.max(np.asarray(change[0].get_ydata())) > 1
+
+
+def test_stages_that_crowd_together_get_a_linear_axis():
+    traj = factorization_run()  # its second descent ends at more than twice the time of the first
+    late = [Stage("plateau", 0.0, 50.0, 5.0), Stage("descent", 50.0, 52.0, 0.5), Stage("converged", 52.0, 60.0, 0.0)]
+    assert _style.crowded_limits(traj, find_stages(traj)) is None
+    left, right = _style.crowded_limits(traj, late) or (0.0, 0.0)
+    assert 40 < left < 50 and 52 < right <= 60
+    assert plot.loss_figure(traj, stages=late).axes[0].get_xscale() == "linear"
+    assert plot.loss_figure(traj).axes[0].get_xscale() == "log"
+    assert len(condensation.boundary_indices(traj, late)) == 3  # with the end of the late plateau

@@ -54,6 +54,20 @@ def two_layer_params(
     return {"a": a, "w": w}
 
 
+def attention_classifier_params(d_model: int, init_scale: ArrayLike, *, key: Key) -> dict[str, Float[Array, "..."]]:
+    """Gaussian parameters of `thetadot.models.attention_classifier`: every entry `N(0, init_scale²)`.
+
+    One draw of `4 m² + m` normal numbers, raveled in the order W_Q, W_K, W_V, W_1, w_2.
+
+    Args:
+        d_model: Dimension m of a token and of every layer.
+        init_scale: Standard deviation ε of each entry; 1e-3 shows all stages.
+        key: Randomness.
+    """
+    shapes = dict.fromkeys(("w_q", "w_k", "w_v", "w_1"), (d_model, d_model)) | {"w_2": (d_model,)}
+    return dict(zip(shapes, _cut(list(shapes.values()), init_scale, key), strict=True))
+
+
 def deep_linear(widths: Sequence[int], init_scale: ArrayLike, *, key: Key | Keys) -> list[Float[Array, "_ _"]]:
     """Gaussian layers `[W_1, ..., W_L]`, W_l of shape (widths[l], widths[l-1]), every entry `N(0, init_scale²)`.
 

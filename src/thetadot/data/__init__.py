@@ -1,10 +1,12 @@
-"""What a network is trained on: Markov chains, linear teachers, and bigram statistics of real text."""
+"""What a network is trained on: Markov chains, linear teachers, labeled sequences, bigram statistics of real text."""
 
 from thetadot.data.chains import check_law as check_law
 from thetadot.data.chains import check_transition as check_transition
 from thetadot.data.chains import persistent_chain as persistent_chain
 from thetadot.data.chains import sample_sequences as sample_sequences
 from thetadot.data.chains import stationary_law as stationary_law
+from thetadot.data.sequences import is_separable as is_separable
+from thetadot.data.sequences import labeled_sequences as labeled_sequences
 from thetadot.data.teachers import observed_entries as observed_entries
 from thetadot.data.teachers import orthogonal_target as orthogonal_target
 from thetadot.data.text import Corpus as Corpus

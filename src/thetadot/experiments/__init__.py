@@ -14,6 +14,7 @@ from typing import Any
 from thetadot.experiments._setup import Setup as Setup
 from thetadot.experiments.focus_dilution import FocusDilution as FocusDilution
 from thetadot.experiments.matrix_factorization import MatrixFactorization as MatrixFactorization
+from thetadot.experiments.rank_collapse import RankCollapse as RankCollapse
 from thetadot.experiments.three_layer import ThreeLayer as ThreeLayer
 from thetadot.flow import gradient_flow
 from thetadot.trajectory import Trajectory
@@ -21,6 +22,7 @@ from thetadot.trajectory import Trajectory
 EXPERIMENTS: dict[str, type] = {
     "focus-dilution": FocusDilution,
     "matrix-factorization": MatrixFactorization,
+    "rank-collapse": RankCollapse,
     "three-layer": ThreeLayer,
 }
 

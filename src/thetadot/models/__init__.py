@@ -8,12 +8,14 @@ conservation laws of its gradient flow stand beside it.
 | `attention` | one-layer attention on a Markov chain | cross-entropy of the next token, population or sampled |
 | `linear` | product of matrices | squared distance to a target matrix, or to its observed entries; exponential loss |
 | `linear_attention` | linear attention on prompts | squared error of linear regression in context |
+| `attention_classifier` | one-layer attention that classifies sequences | exponential or logistic loss of the margin |
 | `multilayer` | fully connected network of any depth | mean squared error, and its leading order at small weights |
 | `trilinear` | effective flow of three small layers | minus the energy `a^T B c`, unbounded below |
 | `two_layer` | two-layer network with any activation | mean squared error |
 """
 
 from thetadot.models import attention as attention
+from thetadot.models import attention_classifier as attention_classifier
 from thetadot.models import linear as linear
 from thetadot.models import linear_attention as linear_attention
 from thetadot.models import multilayer as multilayer

@@ -16,6 +16,7 @@ from thetadot.plot.attention import embedding_figure as embedding_figure
 from thetadot.plot.blow_up import blow_up_figure as blow_up_figure
 from thetadot.plot.condensation import condensation_figure as condensation_figure
 from thetadot.plot.loss import loss_figure as loss_figure
+from thetadot.plot.norms import norm_figure as norm_figure
 from thetadot.plot.plane import plane_figure as plane_figure
 from thetadot.plot.received import received_figure as received_figure
 from thetadot.plot.spectra import spectra_figure as spectra_figure
@@ -27,6 +28,7 @@ _FIGURES = {
     "loss": loss_figure,
     "spectra": spectra_figure,
     "staircase": staircase_figure,
+    "norms": norm_figure,
     "attention": attention_figure,
     "received": received_figure,
     "embedding": embedding_figure,

@@ -72,11 +72,25 @@ def time_limits(traj: Trajectory, stages: Sequence[Stage]) -> tuple[float, float
     return min(start, t1 / 10) if t1 > 0 else 1e-3, t1 if t1 > 0 else 1.0
 
 
+def crowded_limits(traj: Trajectory, stages: Sequence[Stage]) -> tuple[float, float] | None:
+    """Where a linear time axis shows more: around stages that all end within twice the time of the first plateau.
+
+    So it is after a plateau of length 1/ε. None for stages that are spread over logarithmic time.
+    """
+    descents = [stage for stage in stages if stage.kind == "descent"]
+    if not descents or descents[-1].t_end > 2 * descents[0].t_start:
+        return None
+    begin, end = descents[0].t_start, descents[-1].t_end
+    return begin - 0.7 * (end - begin), min(float(traj.ts[-1]), 2 * end - begin)
+
+
 def shade_time(ax: Axes, traj: Trajectory, stages: Sequence[Stage]) -> None:
-    """Make the time axis logarithmic and shade the stages."""
-    left, right = time_limits(traj, stages)
-    ax.set_xscale("log")
-    ax.xaxis.set_minor_locator(NullLocator())  # minor ticks of a logarithmic axis take most of the drawing
+    """Shade the stages on a time axis that is logarithmic, or linear around stages that crowd together."""
+    crowded = crowded_limits(traj, stages)
+    left, right = crowded or time_limits(traj, stages)
+    if crowded is None:
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(NullLocator())  # minor ticks of a logarithmic axis take most of the drawing
     ax.set_xlim(left, right)
     for stage in stages:
         ax.axvspan(max(stage.t_start, left), max(stage.t_end, left), color=SHADES[stage.kind], lw=0, zorder=0)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from thetadot import observables
-from thetadot.plot._style import add_footer, new_figure, pretty, set_margins
+from thetadot.plot._style import add_footer, crowded_limits, new_figure, pretty, set_margins
 from thetadot.stages import Stage, find_stages
 from thetadot.trajectory import Trajectory
 
@@ -23,10 +23,12 @@ def boundary_indices(traj: Trajectory, stages: Sequence[Stage], limit: int = _MA
     """Rows of the trajectory at its start, at the end of each plateau, and at its end.
 
     Where these are more than `limit`, the plateaus that last longest on a logarithmic axis are kept. Plateaus
-    that end shortly before the trajectory does would show the same as its end, and are left out.
+    that end shortly before the trajectory does would show the same as its end, and are left out, unless all stages
+    crowd together there.
     """
     last = len(traj.ts) - 1
-    plateaus = [s for s in stages if s.kind == "plateau" and s.t_end < 0.9 * traj.ts[last]]
+    latest = traj.ts[last] if crowded_limits(traj, stages) else 0.9 * traj.ts[last]
+    plateaus = [s for s in stages if s.kind == "plateau" and s.t_end < latest]
     plateaus.sort(key=lambda s: -s.t_end / max(s.t_start, 1e-3 * s.t_end, 1e-300))
     return sorted({0, last, *(int(np.searchsorted(traj.ts, s.t_end)) for s in plateaus[: limit - 2])})
 

@@ -6,6 +6,7 @@
 | `linear_attention` | linear attention that learns in context (arXiv 2501.16265) |
 | `margin` | growth of the margin under exponential loss (arXiv 1906.05890) |
 | `matrix_factorization` | exact flows of linear networks, factorization and completion (arXiv 1312.6120, 1905.13655) |
+| `rank_collapse` | From Condensation to Rank Collapse (arXiv 2510.06954) |
 | `three_layer` | On the dynamics of three-layer neural networks: initial condensation (arXiv 2402.15958) |
 | `trilinear` | its effective flow, which it shares with arXiv 2510.06954 |
 
@@ -18,6 +19,7 @@ from thetadot.theory import focus_dilution as focus_dilution
 from thetadot.theory import linear_attention as linear_attention
 from thetadot.theory import margin as margin
 from thetadot.theory import matrix_factorization as matrix_factorization
+from thetadot.theory import rank_collapse as rank_collapse
 from thetadot.theory import three_layer as three_layer
 from thetadot.theory import trilinear as trilinear
 from thetadot.theory.check import Check as Check
@@ -27,6 +29,7 @@ CHECKS: Mapping[str, tuple[Callable[[], list[Check]], ...]] = {
     "matrix-factorization": matrix_factorization.CHECKS,
     "linear-attention": linear_attention.CHECKS,
     "max-margin": margin.CHECKS,
+    "rank-collapse": (*rank_collapse.CHECKS, *trilinear.CHECKS),
     "three-layer": (*trilinear.CHECKS, *three_layer.CHECKS),
 }
 """The papers whose claims are checked, by the name that `run_checks` and `thetadot check` take."""
