@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from thetadot.experiments import FocusDilution, MatrixFactorization, run
+from thetadot.experiments import FocusDilution, IdentityBridge, MatrixFactorization, run
 from thetadot.trajectory import Trajectory
 
 
@@ -16,3 +16,9 @@ def attention_run() -> Trajectory:
 def factorization_run() -> Trajectory:
     """Both modes of a 3×3 matrix learned, one after the other."""
     return run(MatrixFactorization(singular_values=(3.0, 1.0), size=3, depth=2, t1=60.0, rtol=1e-4))
+
+
+@cache
+def bridge_run(identity_fraction: float = 1.0) -> Trajectory:
+    """Two-hop facts over three entities a set, learned with or without the identity bridge."""
+    return run(IdentityBridge(num_entities=3, width=9, identity_fraction=identity_fraction, t1=2000.0, rtol=1e-4))

@@ -14,6 +14,7 @@ import thetadot as td
 from thetadot.models import (
     attention,
     attention_classifier,
+    emb_mlp,
     linear,
     linear_attention,
     multilayer,
@@ -29,6 +30,7 @@ CLASSIFIER_LAWS = {
     "value": attention_classifier.value_balance,
 }
 LINEAR_LAWS = {"balancedness": linear.balancedness}
+EMB_LAWS = {"balancedness": emb_mlp.balancedness}
 
 
 class Case(NamedTuple):
@@ -134,11 +136,20 @@ def effective_three_layers():
     return Case(problem, params0, 0.9 * float(td.blow_up(problem, params0).time))
 
 
+def bag_of_words():
+    """Two-hop facts with the identity bridge, three entities a set."""
+    task = td.data.two_hop_task((3, 3, 3))
+    params0 = td.inits.emb_mlp_params(task.vocab_size, 6, 4, 0.3, key=jr.key(6))
+    facts = td.data.bag_data(task, td.data.training_facts(task))
+    return Case(td.Problem(emb_mlp.loss, facts, EMB_LAWS), params0, 40.0)
+
+
 CASES = {
     "attention, persistent chain": persistent_attention,
     "attention, non-reversible chain": non_reversible_attention,
     "attention, sampled": sampled_attention,
     "attention that classifies": classifying_attention,
+    "bag of words": bag_of_words,
     "deep linear, L=2": lambda: deep_linear(2),
     "deep linear, L=3": lambda: deep_linear(3),
     "deep linear, L=4": lambda: deep_linear(4),

@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from runs import attention_run, factorization_run
+from runs import attention_run, bridge_run, factorization_run
 from thetadot.experiments import (
     EXPERIMENTS,
     FocusDilution,
+    IdentityBridge,
     MatrixFactorization,
     RankCollapse,
     name_of,
@@ -81,6 +82,18 @@ def test_completion_recovers_what_it_does_not_see():
     assert run(dataclasses.replace(experiment, depth=1, t1=1.0)).status == "done"  # no hidden layer to look at
 
 
+def test_two_hop_questions_are_answered_with_the_bridge_alone():
+    bridge, alone = bridge_run(), bridge_run(0.0)
+    for traj, answered in ((bridge, 1.0), (alone, 0.0)):
+        assert traj["accuracy"][-1] == 1 and traj["composed_accuracy"][-1] == answered
+        assert traj.provenance["plateaus"]["uniform"] == pytest.approx(traj["loss"][0], abs=1e-4)
+        assert traj["map"].shape == (len(traj.ts), 11, 6)
+        np.testing.assert_allclose(
+            traj["map_nuclear_norm"], np.sum(np.linalg.svd(traj["map"], compute_uv=False), axis=1), rtol=1e-9
+        )
+    assert bridge["latent_alignment"][-1] > 0.99 > 0.6 > abs(alone["latent_alignment"][-1])
+
+
 def test_a_transition_matrix_comes_from_a_file(tmp_path):
     transition = np.array([[0.8, 0.2], [0.6, 0.4]])
     np.save(tmp_path / "p.npy", transition)
@@ -113,6 +126,10 @@ def test_large_arrays_are_not_recorded():
         (FocusDilution(text="no/such/file.txt"), "no/such/file.txt"),
         (FocusDilution(text="a.txt", stationary=(0.5, 0.5)), "one source"),
         (FocusDilution(d_model=0), "d_model"),
+        (IdentityBridge(num_entities=1), "two entities"),
+        (IdentityBridge(pooling="max"), "pooling"),
+        (IdentityBridge(label_noise=2.0), "label_noise"),
+        (IdentityBridge(weight_decay=-1.0), "weight_decay"),
         (MatrixFactorization(depth=0), "depth"),
         (MatrixFactorization(singular_values=(1.0, 1.0, 1.0), size=2), "singular_values"),
         (MatrixFactorization(init_scale=-1.0), "init_scale"),

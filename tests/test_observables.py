@@ -17,6 +17,7 @@ ZERO = jnp.zeros((5, 3))
 def test_spectral_observables_of_a_known_spectrum():
     np.testing.assert_allclose(obs.singular_values(MATRIX), [4, 2, 1], rtol=1e-14)
     assert float(obs.stable_rank(MATRIX)) == pytest.approx(21 / 16, rel=1e-14)
+    assert float(obs.nuclear_norm(MATRIX)) == pytest.approx(7, rel=1e-14)
     p = np.array([4, 2, 1]) / 7
     assert float(obs.effective_rank(MATRIX)) == pytest.approx(np.exp(-np.sum(p * np.log(p))), rel=1e-14)
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from runs import attention_run, factorization_run
+from runs import attention_run, bridge_run, factorization_run
 from thetadot import plot
 from thetadot.plot import _style, condensation, norms
 from thetadot.stages import Stage, find_stages
@@ -21,16 +21,19 @@ def texts(figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
-@pytest.mark.parametrize("make", [attention_run, factorization_run])
+ALWAYS = {"loss", "spectra", "norms"}
+EXPECTED = {
+    attention_run: ALWAYS | {"condensation", "attention", "embedding", "received", "plane"},
+    bridge_run: ALWAYS | {"composition", "blocks"},
+    factorization_run: ALWAYS | {"condensation", "staircase"},
+}
+
+
+@pytest.mark.parametrize("make", EXPECTED)
 def test_every_figure_is_a_png_and_names_its_tolerance(make):
     traj = make()
     figures = plot.figures(traj)
-    expected = {"loss", "spectra", "norms", "condensation"}
-    if make is attention_run:
-        expected |= {"attention", "embedding", "received", "plane"}
-    else:
-        expected |= {"staircase"}
-    assert set(figures) == expected
+    assert set(figures) == EXPECTED[make]
     for figure in figures.values():
         assert draw(figure).startswith(b"\x89PNG")
         assert "rtol 1e-04" in texts(figure) and f"{traj.stats['num_steps']} steps" in texts(figure)
@@ -108,6 +111,17 @@ def test_principal_plane_keeps_distances_to_the_origin():
     np.testing.assert_allclose(np.linalg.norm(coordinates, axis=-1), np.linalg.norm(inside, axis=-1), rtol=1e-12)
     assert abs(share - 1) < 1e-12
     assert plot.plane.principal_plane(rng.normal(size=(7, 3, 5)))[1] < 0.9
+
+
+def test_blocks_are_drawn_at_both_ends_and_named():
+    traj = bridge_run()
+    figure = plot.blocks_figure(traj)
+    images = [ax.images[0].get_array() for ax in figure.axes[:2]]
+    for image, row in zip(images, (0, -1), strict=True):
+        np.testing.assert_array_equal(np.asarray(image), traj["map"][row])
+    assert {"subjects", "bridges", "objects", "relations"} <= set(texts(figure).split("\n"))
+    with pytest.raises(KeyError):
+        plot.composition_figure(factorization_run())
 
 
 def test_labels_move_apart_and_keep_their_order():

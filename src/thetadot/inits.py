@@ -68,6 +68,22 @@ def attention_classifier_params(d_model: int, init_scale: ArrayLike, *, key: Key
     return dict(zip(shapes, _cut(list(shapes.values()), init_scale, key), strict=True))
 
 
+def emb_mlp_params(
+    d: int, num_outputs: int, width: int, init_scale: ArrayLike, *, key: Key
+) -> dict[str, Float[Array, "_ _"]]:
+    """Gaussian parameters of `thetadot.models.emb_mlp`: every entry `N(0, init_scale²)`, W_emb drawn before W_out.
+
+    Args:
+        d: Vocabulary size.
+        num_outputs: Tokens C that can be an answer.
+        width: Width m of the embedding; `min(d, C)` and more leave W free.
+        init_scale: Standard deviation ε of each entry.
+        key: Randomness.
+    """
+    w_emb, w_out = _cut([(d, width), (width, num_outputs)], init_scale, key)
+    return {"w_emb": w_emb, "w_out": w_out}
+
+
 def deep_linear(widths: Sequence[int], init_scale: ArrayLike, *, key: Key | Keys) -> list[Float[Array, "_ _"]]:
     """Gaussian layers `[W_1, ..., W_L]`, W_l of shape (widths[l], widths[l-1]), every entry `N(0, init_scale²)`.
 

@@ -42,6 +42,11 @@ def effective_rank(matrix: Float[Array, "rows cols"]) -> Scalar:
     return jnp.where(s[0] > 0, jnp.exp(_entropy(p)), 0.0)
 
 
+def nuclear_norm(matrix: Float[Array, "rows cols"]) -> Scalar:
+    """`‖W‖_* = Σ_k s_k(W)`, which is the least `½ (‖U‖_F² + ‖V‖_F²)` over all products `U V = W`."""
+    return jnp.sum(singular_values(matrix))
+
+
 def row_norms(matrix: Float[Array, "rows cols"]) -> Float[Array, " rows"]:
     """Euclidean norm of every row."""
     return jnp.linalg.norm(matrix, axis=1)

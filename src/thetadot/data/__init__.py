@@ -1,4 +1,4 @@
-"""What a network is trained on: Markov chains, linear teachers, labeled sequences, bigram statistics of real text."""
+"""What a network is trained on: Markov chains, teachers, labeled sequences, two-hop facts, bigrams of real text."""
 
 from thetadot.data.chains import check_law as check_law
 from thetadot.data.chains import check_transition as check_transition
@@ -11,3 +11,10 @@ from thetadot.data.teachers import observed_entries as observed_entries
 from thetadot.data.teachers import orthogonal_target as orthogonal_target
 from thetadot.data.text import Corpus as Corpus
 from thetadot.data.text import read_corpus as read_corpus
+from thetadot.data.two_hop import Facts as Facts
+from thetadot.data.two_hop import TwoHopTask as TwoHopTask
+from thetadot.data.two_hop import bag_data as bag_data
+from thetadot.data.two_hop import bags as bags
+from thetadot.data.two_hop import join as join
+from thetadot.data.two_hop import training_facts as training_facts
+from thetadot.data.two_hop import two_hop_task as two_hop_task

@@ -13,6 +13,7 @@ from typing import Any
 
 from thetadot.experiments._setup import Setup as Setup
 from thetadot.experiments.focus_dilution import FocusDilution as FocusDilution
+from thetadot.experiments.identity_bridge import IdentityBridge as IdentityBridge
 from thetadot.experiments.matrix_factorization import MatrixFactorization as MatrixFactorization
 from thetadot.experiments.rank_collapse import RankCollapse as RankCollapse
 from thetadot.experiments.three_layer import ThreeLayer as ThreeLayer
@@ -21,6 +22,7 @@ from thetadot.trajectory import Trajectory
 
 EXPERIMENTS: dict[str, type] = {
     "focus-dilution": FocusDilution,
+    "identity-bridge": IdentityBridge,
     "matrix-factorization": MatrixFactorization,
     "rank-collapse": RankCollapse,
     "three-layer": ThreeLayer,

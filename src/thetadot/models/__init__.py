@@ -11,11 +11,13 @@ conservation laws of its gradient flow stand beside it.
 | `attention_classifier` | one-layer attention that classifies sequences | exponential or logistic loss of the margin |
 | `multilayer` | fully connected network of any depth | mean squared error, and its leading order at small weights |
 | `trilinear` | effective flow of three small layers | minus the energy `a^T B c`, unbounded below |
+| `emb_mlp` | bag of words, two linear layers | cross-entropy of the answers, weight decay |
 | `two_layer` | two-layer network with any activation | mean squared error |
 """
 
 from thetadot.models import attention as attention
 from thetadot.models import attention_classifier as attention_classifier
+from thetadot.models import emb_mlp as emb_mlp
 from thetadot.models import linear as linear
 from thetadot.models import linear_attention as linear_attention
 from thetadot.models import multilayer as multilayer

@@ -14,6 +14,8 @@ from thetadot.plot.alignment import alignment_figure as alignment_figure
 from thetadot.plot.attention import attention_figure as attention_figure
 from thetadot.plot.attention import embedding_figure as embedding_figure
 from thetadot.plot.blow_up import blow_up_figure as blow_up_figure
+from thetadot.plot.composition import blocks_figure as blocks_figure
+from thetadot.plot.composition import composition_figure as composition_figure
 from thetadot.plot.condensation import condensation_figure as condensation_figure
 from thetadot.plot.loss import loss_figure as loss_figure
 from thetadot.plot.norms import norm_figure as norm_figure
@@ -35,6 +37,8 @@ _FIGURES = {
     "plane": plane_figure,
     "condensation": condensation_figure,
     "alignment": alignment_figure,
+    "composition": composition_figure,
+    "blocks": blocks_figure,
 }
 
 

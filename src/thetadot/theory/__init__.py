@@ -9,6 +9,7 @@
 | `rank_collapse` | From Condensation to Rank Collapse (arXiv 2510.06954) |
 | `three_layer` | On the dynamics of three-layer neural networks: initial condensation (arXiv 2402.15958) |
 | `trilinear` | its effective flow, which it shares with arXiv 2510.06954 |
+| `identity_bridge` | Identity Bridge: Enabling Implicit Reasoning via Shared Latent Memory (arXiv 2509.24653) |
 
 A `Check` puts a number predicted beside the number measured; `run_checks` measures all of a paper's.
 """
@@ -16,6 +17,7 @@ A `Check` puts a number predicted beside the number measured; `run_checks` measu
 from collections.abc import Callable, Iterator, Mapping
 
 from thetadot.theory import focus_dilution as focus_dilution
+from thetadot.theory import identity_bridge as identity_bridge
 from thetadot.theory import linear_attention as linear_attention
 from thetadot.theory import margin as margin
 from thetadot.theory import matrix_factorization as matrix_factorization
@@ -31,6 +33,7 @@ CHECKS: Mapping[str, tuple[Callable[[], list[Check]], ...]] = {
     "max-margin": margin.CHECKS,
     "rank-collapse": (*rank_collapse.CHECKS, *trilinear.CHECKS),
     "three-layer": (*trilinear.CHECKS, *three_layer.CHECKS),
+    "identity-bridge": identity_bridge.CHECKS,
 }
 """The papers whose claims are checked, by the name that `run_checks` and `thetadot check` take."""
 

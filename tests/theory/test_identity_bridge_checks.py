@@ -1,0 +1,71 @@
+"""The checks of the Identity Bridge hold, and each claim fails on at least one flow, norm or program that is wrong."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+from wrong_bridges import (
+    frobenius,
+    large_start,
+    no_bridge,
+    other_constraints,
+    other_facts,
+    small_start,
+    strong_decay,
+    whole_bridge,
+)
+
+from thetadot.theory import identity_bridge as ib
+
+# The wrong ones that between them make every claim of a check fail.
+CONTROLS = {
+    "check_lemma": (frobenius,),
+    "check_program": (other_constraints,),
+    "check_entities": (other_constraints,),
+    "check_limit": (other_facts,),
+    "check_bridge": (no_bridge, whole_bridge),
+    "check_tolerance": (large_start,),
+    "check_sum_of_embeddings": (no_bridge, whole_bridge),
+    "check_initialization": (no_bridge, small_start),
+    "check_partial_bridge": (no_bridge,),
+    "check_weight_decay": (no_bridge, whole_bridge, strong_decay),
+    "check_relations": (no_bridge, whole_bridge),
+}
+BY_NAME: dict[str, Any] = {check.__name__: check for check in ib.CHECKS}
+QUICK = ("check_lemma", "check_program", "check_entities")  # the others take minutes together
+
+
+def marked(names):
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@cache
+def claims(name):
+    """The checks of the true flow, measured once."""
+    return BY_NAME[name]()
+
+
+@pytest.mark.parametrize("name", marked(BY_NAME))
+def test_the_claims_hold(name):
+    checks = claims(name)
+    assert checks and not [check for check in checks if not check.passed]
+    assert all(check.reference.startswith("arXiv:2509.24653") for check in checks)
+
+
+@pytest.mark.parametrize("name", marked(CONTROLS))
+def test_every_claim_fails_on_a_wrong_one(name):
+    left = None
+    for wrong in CONTROLS[name]:
+        held = {check.claim for check in BY_NAME[name](wrong) if check.passed}
+        left = held if left is None else left & held
+    assert left == set()
+
+
+def test_every_check_has_a_control():
+    assert set(CONTROLS) == set(BY_NAME)
+
+
+@pytest.mark.slow
+def test_no_two_claims_are_the_same():
+    checks = [check for name in BY_NAME for check in claims(name)]
+    assert len(checks) > 40 and len({check.claim for check in checks}) == len(checks)
