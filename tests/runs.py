@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from thetadot.experiments import FocusDilution, IdentityBridge, MatrixFactorization, run
+from thetadot.experiments import FocusDilution, IdentityBridge, MatrixFactorization, MultiStageLoss, run
 from thetadot.trajectory import Trajectory
 
 
@@ -22,3 +22,9 @@ def factorization_run() -> Trajectory:
 def bridge_run(identity_fraction: float = 1.0) -> Trajectory:
     """Two-hop facts over three entities a set, learned with or without the identity bridge."""
     return run(IdentityBridge(num_entities=3, width=9, identity_fraction=identity_fraction, t1=2000.0, rtol=1e-4))
+
+
+@cache
+def two_layer_run() -> Trajectory:
+    """A hundred tanh neurons: zero, the best linear fit, and what comes after."""
+    return run(MultiStageLoss(num_neurons=100, t1=150.0, rtol=1e-4))

@@ -149,6 +149,14 @@ def test_orthogonal_target_takes_one_key_for_each_side():
 # ── text ──
 
 
+def test_ridge_samples_see_one_direction_only():
+    samples = td_data.ridge_samples(jnp.sin, 50, 4, key=jr.key(0))
+    t = np.asarray(samples["x"])[:, :4]
+    assert samples["x"].shape == (50, 5) and np.all(np.asarray(samples["x"])[:, 4] == 1.0)
+    assert np.min(t) < -0.9 and np.max(t) > 0.9 and np.max(np.abs(t)) <= 1.0
+    np.testing.assert_allclose(samples["y"], np.sin(t.sum(axis=1) / 2), rtol=1e-12)
+
+
 def test_words_of_prose_and_of_pre_tokenized_text():
     assert text.split_words('Lily said, "Mom, don\'t!"') == ["lily", "said", ",", '"', "mom", ",", "don't", "!", '"']
     assert text.split_words("the <unk> 's well @-@ known U.S. ( 1 @,@ 000 )\n") == [

@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from runs import attention_run, bridge_run, factorization_run
+from runs import attention_run, bridge_run, factorization_run, two_layer_run
 from thetadot.experiments import (
     EXPERIMENTS,
     FocusDilution,
     IdentityBridge,
     MatrixFactorization,
+    MultiStageLoss,
     RankCollapse,
     name_of,
     options_of,
@@ -94,6 +95,37 @@ def test_two_hop_questions_are_answered_with_the_bridge_alone():
     assert bridge["latent_alignment"][-1] > 0.99 > 0.6 > abs(alone["latent_alignment"][-1])
 
 
+def test_multi_stage_loss_rests_at_the_best_linear_fit():
+    traj = two_layer_run()
+    x, y = (np.array(traj.provenance["notes"][name]) for name in ("inputs", "targets"))
+    line = np.polyfit(x[:, 0], y, 1)
+    bottom = np.mean((np.polyval(line, x[:, 0]) - y) ** 2) / 2
+    assert traj.provenance["plateaus"]["best linear fit"] == pytest.approx(bottom)
+    near = np.abs(traj["loss"] / bottom - 1) < 0.1  # tanh neurons of size m^-1/2: O(1/m) below the line
+    assert np.ptp(traj.ts[near]) > 10
+    middle = np.flatnonzero(near)[np.count_nonzero(near) // 3]
+    np.testing.assert_allclose(traj["outputs"][middle], np.polyval(line, x[:, 0]), atol=0.15)
+    assert np.median(traj["alignment"][middle]) > 0.99
+    assert traj["loss"][-1] < 0.3 * bottom
+
+
+def test_multi_stage_loss_records_what_its_names_say():
+    traj = two_layer_run()
+    norms = np.linalg.norm(traj["w_1"], axis=2)
+    np.testing.assert_allclose(traj["inner_norm"], norms, rtol=1e-12)
+    distance = np.sqrt(np.mean((np.sort(traj["outer_norm"][-1]) - np.sort(norms[-1])) ** 2))
+    assert traj["wasserstein"][-1] == pytest.approx(distance)
+    u = np.mean(np.array(traj.provenance["notes"]["targets"])[:, None] * traj.provenance["notes"]["inputs"], axis=0)
+    rate = np.linalg.norm(u)
+    assert traj.provenance["notes"]["growth_rate"] == pytest.approx(rate)
+    np.testing.assert_allclose(traj["alignment"][0], np.abs(traj["w_1"][0] @ u) / (rate * norms[0]), rtol=1e-10)
+    assert (
+        set(MultiStageLoss(activation="linear").setup().problem.conserved)
+        and not MultiStageLoss().setup().problem.conserved
+    )
+    assert "w_1" not in MultiStageLoss(num_neurons=20_000).setup().observables
+
+
 def test_a_transition_matrix_comes_from_a_file(tmp_path):
     transition = np.array([[0.8, 0.2], [0.6, 0.4]])
     np.save(tmp_path / "p.npy", transition)
@@ -134,6 +166,10 @@ def test_large_arrays_are_not_recorded():
         (MatrixFactorization(singular_values=(1.0, 1.0, 1.0), size=2), "singular_values"),
         (MatrixFactorization(init_scale=-1.0), "init_scale"),
         (MatrixFactorization(observed=1.5), "observed"),
+        (MultiStageLoss(num_neurons=0), "num_neurons"),
+        (MultiStageLoss(init_scale=0.0), "init_scale"),
+        (MultiStageLoss(teacher="line"), "choose among sine, cubic"),
+        (MultiStageLoss(activation="relu"), "choose among tanh"),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(experiment, sentence):

@@ -364,6 +364,15 @@ def test_two_layer_loss_is_the_naive_loop(num_samples):
     assert float(loss) == pytest.approx(expected, rel=1e-13)
 
 
+def test_the_skewed_tanh_has_the_stated_taylor_coefficients():
+    derivatives, value = [], two_layer.skewed_tanh
+    for _ in range(3):
+        value = jax.grad(value)
+        derivatives.append(float(value(jnp.array(0.0))))
+    np.testing.assert_allclose(derivatives, [1.0, 1.0, -2.0], atol=1e-12)  # z + z²/2 - z³/3
+    assert float(two_layer.skewed_tanh(jnp.array(0.0))) == 0.0 and float(two_layer.linear(jnp.array(0.3))) == 0.3
+
+
 def test_two_layer_loss_is_one_object_an_activation():
     assert two_layer.loss_fn(jnp.tanh) is two_layer.loss_fn(jnp.tanh)
     assert two_layer.loss_fn(jnp.tanh) is not two_layer.loss_fn(jax.nn.relu)

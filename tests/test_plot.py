@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 
-from runs import attention_run, bridge_run, factorization_run
+from runs import attention_run, bridge_run, factorization_run, two_layer_run
 from thetadot import plot
-from thetadot.plot import _style, condensation, norms
+from thetadot.plot import _style, amplitudes, condensation, norms
 from thetadot.stages import Stage, find_stages
 
 
@@ -21,11 +21,12 @@ def texts(figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
 
 
-ALWAYS = {"loss", "spectra", "norms"}
+WEIGHTS = {"loss", "spectra", "norms"}
 EXPECTED = {
-    attention_run: ALWAYS | {"condensation", "attention", "embedding", "received", "plane"},
-    bridge_run: ALWAYS | {"composition", "blocks"},
-    factorization_run: ALWAYS | {"condensation", "staircase"},
+    attention_run: WEIGHTS | {"condensation", "attention", "embedding", "received", "plane"},
+    bridge_run: WEIGHTS | {"composition", "blocks"},
+    factorization_run: WEIGHTS | {"condensation", "staircase"},
+    two_layer_run: {"loss", "condensation", "amplitudes"},
 }
 
 
@@ -64,6 +65,21 @@ def test_figures_skip_what_was_not_recorded():
         plot.attention_figure(traj)
     with pytest.raises(KeyError):
         plot.embedding_figure(traj)
+    with pytest.raises(KeyError):
+        plot.amplitudes_figure(traj)
+
+
+def test_densities_are_shares_a_decade():
+    values = np.array([[0.02, 0.03, 0.5, 0.0], [2.0, 2.0, 2.0, 2.0]])
+    found = amplitudes.densities(values, np.array([-2.0, -1.0, 0.0, 0.5]))
+    np.testing.assert_allclose(found, [[0.5, 0.25, 0.0], [0.0, 0.0, 2.0]])  # a zero is below every decade
+
+
+def test_amplitudes_figure_draws_the_distance():
+    traj = two_layer_run()
+    figure = plot.amplitudes_figure(traj)
+    lines = [np.asarray(line.get_ydata()) for line in figure.axes[2].lines]
+    assert any(np.array_equal(line, traj["wasserstein"]) for line in lines)
 
 
 def test_reordered_cosines_show_condensation_as_blocks():

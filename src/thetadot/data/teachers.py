@@ -1,9 +1,11 @@
 """Teachers: targets with known structure, and which of their entries are seen."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from thetadot._types import Key, Keys
 
@@ -49,3 +51,21 @@ def observed_entries(size: int | tuple[int, int], num_observed: int, *, key: Key
         )
     ranks = jr.permutation(key, rows * cols)
     return (ranks < num_observed).astype(float).reshape(rows, cols)
+
+
+def ridge_samples(
+    curve: Callable[[Array], ArrayLike], num_samples: int, d_input: int, *, key: Key
+) -> dict[str, Float[Array, "..."]]:
+    """Samples of a ridge function with a constant input for the bias: `{"x": (N, d + 1), "y": (N,)}`.
+
+    `y = curve(z)` with `z = Σ_j t_j / sqrt(d)`, t uniform on [-1, 1]^d, and x = (t, 1).
+
+    Args:
+        curve: Function of one variable, elementwise.
+        num_samples: N.
+        d_input: d, the inputs without the constant one.
+        key: Draws the inputs.
+    """
+    t = jr.uniform(key, (num_samples, d_input), minval=-1.0, maxval=1.0)
+    y = jnp.asarray(curve(jnp.sum(t, axis=1) / d_input**0.5))
+    return {"x": jnp.concatenate([t, jnp.ones((num_samples, 1), t.dtype)], axis=1), "y": y}

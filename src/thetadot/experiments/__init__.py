@@ -15,6 +15,7 @@ from thetadot.experiments._setup import Setup as Setup
 from thetadot.experiments.focus_dilution import FocusDilution as FocusDilution
 from thetadot.experiments.identity_bridge import IdentityBridge as IdentityBridge
 from thetadot.experiments.matrix_factorization import MatrixFactorization as MatrixFactorization
+from thetadot.experiments.multi_stage_loss import MultiStageLoss as MultiStageLoss
 from thetadot.experiments.rank_collapse import RankCollapse as RankCollapse
 from thetadot.experiments.three_layer import ThreeLayer as ThreeLayer
 from thetadot.flow import gradient_flow
@@ -26,6 +27,7 @@ EXPERIMENTS: dict[str, type] = {
     "matrix-factorization": MatrixFactorization,
     "rank-collapse": RankCollapse,
     "three-layer": ThreeLayer,
+    "multi-stage-loss": MultiStageLoss,
 }
 
 

@@ -15,6 +15,16 @@ from thetadot._types import Data, LossFn, NamedParams, Scalar
 Activation = Callable[[Array], Array]
 
 
+def linear(z: Array) -> Array:
+    """σ(z) = z: a deep linear network of two layers with one output."""
+    return z
+
+
+def skewed_tanh(z: Array) -> Array:
+    """σ(z) = tanh z + ½ tanh² z = z + ½ z² - z³/3 + …: as smooth as tanh, but not odd."""
+    return jnp.tanh(z) + 0.5 * jnp.square(jnp.tanh(z))
+
+
 def network(params: NamedParams, x: Float[Array, "N D"], activation: Activation) -> Float[Array, " N"]:
     """Outputs `f(x_i) = Σ_k a_k σ(w_k · x_i)` on a batch of inputs."""
     return activation(x @ params["w"].T) @ params["a"]

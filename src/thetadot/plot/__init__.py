@@ -11,6 +11,7 @@ the solver, its tolerance and its number of steps: change the tolerance before y
 from matplotlib.figure import Figure
 
 from thetadot.plot.alignment import alignment_figure as alignment_figure
+from thetadot.plot.amplitudes import amplitudes_figure as amplitudes_figure
 from thetadot.plot.attention import attention_figure as attention_figure
 from thetadot.plot.attention import embedding_figure as embedding_figure
 from thetadot.plot.blow_up import blow_up_figure as blow_up_figure
@@ -39,6 +40,7 @@ _FIGURES = {
     "alignment": alignment_figure,
     "composition": composition_figure,
     "blocks": blocks_figure,
+    "amplitudes": amplitudes_figure,
 }
 
 

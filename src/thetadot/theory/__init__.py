@@ -2,6 +2,7 @@
 
 | module | source |
 |---|---|
+| `condensed_directions` | condensation of two-layer networks at initial training (arXiv 2105.11686) |
 | `focus_dilution` | Focus and Dilution: The Multi-stage Learning Process of Attention (arXiv 2605.01199) |
 | `linear_attention` | linear attention that learns in context (arXiv 2501.16265) |
 | `margin` | growth of the margin under exponential loss (arXiv 1906.05890) |
@@ -10,17 +11,22 @@
 | `three_layer` | On the dynamics of three-layer neural networks: initial condensation (arXiv 2402.15958) |
 | `trilinear` | its effective flow, which it shares with arXiv 2510.06954 |
 | `identity_bridge` | Identity Bridge: Enabling Implicit Reasoning via Shared Latent Memory (arXiv 2509.24653) |
+| `multi_stage_loss` | On Multi-Stage Loss Dynamics in Neural Networks (arXiv 2410.20119) |
+| `phase_diagram` | phase diagram of two-layer networks at infinite width (arXiv 2007.07497) |
 
 A `Check` puts a number predicted beside the number measured; `run_checks` measures all of a paper's.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 
+from thetadot.theory import condensed_directions as condensed_directions
 from thetadot.theory import focus_dilution as focus_dilution
 from thetadot.theory import identity_bridge as identity_bridge
 from thetadot.theory import linear_attention as linear_attention
 from thetadot.theory import margin as margin
 from thetadot.theory import matrix_factorization as matrix_factorization
+from thetadot.theory import multi_stage_loss as multi_stage_loss
+from thetadot.theory import phase_diagram as phase_diagram
 from thetadot.theory import rank_collapse as rank_collapse
 from thetadot.theory import three_layer as three_layer
 from thetadot.theory import trilinear as trilinear
@@ -34,6 +40,9 @@ CHECKS: Mapping[str, tuple[Callable[[], list[Check]], ...]] = {
     "rank-collapse": (*rank_collapse.CHECKS, *trilinear.CHECKS),
     "three-layer": (*trilinear.CHECKS, *three_layer.CHECKS),
     "identity-bridge": identity_bridge.CHECKS,
+    "multi-stage-loss": multi_stage_loss.CHECKS,
+    "condensed-directions": condensed_directions.CHECKS,
+    "phase-diagram": phase_diagram.CHECKS,
 }
 """The papers whose claims are checked, by the name that `run_checks` and `thetadot check` take."""
 
