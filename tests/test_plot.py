@@ -7,7 +7,7 @@ import pytest
 
 from runs import attention_run, bridge_run, factorization_run, two_layer_run
 from thetadot import plot
-from thetadot.plot import _style, amplitudes, condensation, norms
+from thetadot.plot import _style, amplitudes, condensation, norms, plane, received
 from thetadot.stages import Stage, find_stages
 
 
@@ -105,14 +105,14 @@ def test_condensation_is_shown_at_stage_boundaries():
 def test_attention_received_is_one_where_attention_follows_the_frequencies():
     law = np.array([0.5, 0.3, 0.2])
     focused = np.array([[0.1, 0.8, 0.1]] * 3)
-    ratios = plot.received.received(np.stack([np.tile(law, (3, 1)), focused]), law)
+    ratios = received.received(np.stack([np.tile(law, (3, 1)), focused]), law)
     np.testing.assert_allclose(ratios[0], 1.0, rtol=1e-15)
     np.testing.assert_allclose(ratios[1], [0.2, 8 / 3, 0.5], rtol=1e-15)
 
 
 def test_tokens_that_receive_more_than_their_share_are_named():
     traj = attention_run()
-    ratios = plot.received.received(traj["attention"], np.asarray(traj.provenance["notes"]["stationary"]))
+    ratios = received.received(traj["attention"], np.asarray(traj.provenance["notes"]["stationary"]))
     figure = plot.received_figure(traj)
     assert f"token {np.argmax(ratios[-1]) + 1}" in texts(figure)
     with pytest.raises(KeyError):
@@ -123,10 +123,10 @@ def test_principal_plane_keeps_distances_to_the_origin():
     rng = np.random.default_rng(0)
     axes = np.linalg.qr(rng.normal(size=(5, 2)))[0]
     inside = rng.normal(size=(7, 3, 2)) @ axes.T
-    coordinates, share = plot.plane.principal_plane(inside)
+    coordinates, share = plane.principal_plane(inside)
     np.testing.assert_allclose(np.linalg.norm(coordinates, axis=-1), np.linalg.norm(inside, axis=-1), rtol=1e-12)
     assert abs(share - 1) < 1e-12
-    assert plot.plane.principal_plane(rng.normal(size=(7, 3, 5)))[1] < 0.9
+    assert plane.principal_plane(rng.normal(size=(7, 3, 5)))[1] < 0.9
 
 
 def test_blocks_are_drawn_at_both_ends_and_named():
