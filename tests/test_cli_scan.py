@@ -1,13 +1,18 @@
 """`thetadot scan`: axes as they are typed, the law of a known escape time, and what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from thetadot import cli_scan
 from thetadot.cli import main
 from thetadot.experiments import FocusDilution, MatrixFactorization
 from thetadot.experiments.scanning import FlowOf, escapes, parse_axes
+from thetadot.scan.grid import check_grid
 
 SMALL = ["--depth", "2", "--size", "2", "--singular-values", "2.0", "--t1", "60.0", "--rtol", "1e-4"]
 
@@ -49,6 +54,48 @@ def test_axes_are_read_as_they_are_typed(text, values):
 def test_what_is_no_axis_is_refused_in_a_sentence(over, seeds, told):
     with pytest.raises(ValueError, match=told):
         parse_axes(over, seeds, MatrixFactorization())
+
+
+OPTIONS = ["init_scale", "init-scale", "t1", "size", "depth", "rtol"]
+
+
+@given(
+    name=st.sampled_from(OPTIONS),
+    start=st.floats(1e-6, 1e3),
+    ratio=st.floats(1.5, 1e4),
+    count=st.integers(2, 50),
+    log=st.booleans(),
+)
+def test_a_range_has_its_ends_and_its_count(name, start, ratio, count, log):
+    """As many values as asked for, evenly apart or in proportion; whole numbers or a sentence where they must be."""
+    end = start * ratio
+    text = f"{name}={start!r}:{end!r}:{count}" + (":log" if log else "")
+    if name in ("size", "depth"):
+        with pytest.raises(ValueError, match="whole numbers"):
+            parse_axes([f"{name}=1:{count}.5:{count}"], 1, MatrixFactorization())
+        return
+    axis = parse_axes([text], 1, MatrixFactorization())[name.replace("-", "_")]
+    assert axis.size == count and np.all(np.diff(axis) > 0)
+    np.testing.assert_allclose(axis[[0, -1]], [start, end], rtol=1e-12)
+    gaps = np.diff(np.log(axis) if log else axis)
+    np.testing.assert_allclose(gaps, gaps.mean(), rtol=1e-6)
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=20, unique=True))
+def test_values_are_read_back_as_they_were_written(values):
+    axis = parse_axes(["init_scale=" + ",".join(map(repr, values))], 1, MatrixFactorization())["init_scale"]
+    assert axis.tolist() == values
+
+
+@given(st.text(alphabet="0123456789.:,=eloginfa-_ ", max_size=30))
+def test_any_text_is_an_axis_or_refused_in_a_sentence(text):
+    for over in (text, f"init_scale={text}", f"size={text}"):
+        try:
+            axes = check_grid(parse_axes([over], 1, MatrixFactorization()))
+        except ValueError as error:
+            assert re.search(r"`--over|`grid\[", str(error)), error
+        else:
+            assert all(values.size and np.all(np.isfinite(values)) for values in axes.values())
 
 
 def test_seeds_may_be_an_axis_like_others():
@@ -108,3 +155,21 @@ def test_a_table_is_shown_and_a_law_that_cannot_be_fitted_is_told(tmp_path, caps
     captured = capsys.readouterr()
     assert "at least three different" in captured.err and "3 lanes: 3 done" in captured.out
     assert not (tmp_path / "short.png").exists()
+
+
+def test_an_interrupted_scan_says_what_it_has_kept(monkeypatch, capsys, tmp_path):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt("interrupted with 3 of 5 lanes to do; the others are in `x.zarr`.")
+
+    monkeypatch.setattr(cli_scan, "scan", interrupted)
+    argv = [
+        "scan",
+        "matrix-factorization",
+        *SMALL,
+        "--over",
+        "init_scale=1e-3,1e-2",
+        "--store",
+        str(tmp_path / "x.zarr"),
+    ]
+    assert main(argv) == 130
+    assert capsys.readouterr().err == "thetadot: interrupted with 3 of 5 lanes to do; the others are in `x.zarr`.\n"

@@ -133,6 +133,7 @@ OTHERS = [
     ({"make": other_make}, "make is 'scans.make' there and 'test_scan_store.other_make' here"),
     ({"make": make_other}, "loss is 'flows.polynomial' there and 'test_scan_store.other_loss' here"),
     ({"max_steps": 7}, "max_steps is 1000000 there and 7 here"),
+    ({"stop": "half"}, "stop is None there and 'half' here"),
     ({"observables": {"x": lambda params, data: first(params, data)}}, r"observables\['x'\] is 'flows.first' there"),
 ]
 

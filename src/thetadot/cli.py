@@ -211,8 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         console(stderr=True).print(f"thetadot: {error}", soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
-        console(stderr=True).print("thetadot: interrupted; nothing was saved.")
+    except KeyboardInterrupt as stop:  # a scan says what it has kept
+        console(stderr=True).print(f"thetadot: {str(stop) or 'interrupted; nothing was saved.'}", soft_wrap=True)
         return 130
 
 

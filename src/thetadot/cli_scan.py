@@ -37,9 +37,9 @@ class Grid:
     law: Law = "power"
     """The law that is fitted: escape time ∝ x^p, or a + b log(1/x)."""
     errors: bool = True
-    """Solve at two tighter tolerances as well, for the errors of the escape times."""
+    """Errors of the escape times, from solving every lane at two tighter tolerances as well."""
     figures: bool = True
-    """Draw the laws."""
+    """Figure of the laws."""
     json: bool = False
     """Print the results as JSON on stdout, and nothing else there."""
 
@@ -130,10 +130,13 @@ def _describe(fit: Fit) -> dict[str, Any]:
 
 
 def _table(fits: list[Fit], title: str) -> Table:
-    table = Table("quantity", "law", "value", "95 %", "95 % over seeds", "lanes", "left out", title=f"laws of {title}")
+    x = f", x = {fits[0].x}" if fits else ""
+    table = Table(
+        "quantity", "law", "value", "95 %", "95 % over seeds", "lanes", "left out", title=f"laws of {title}{x}"
+    )
     for fit in fits:
-        law = f"∝ {fit.x}^p" if fit.law == "power" else f"a + b log(1/{fit.x})"
-        over = "–" if fit.sample_interval is None else "{:.6g} … {:.6g}".format(*fit.sample_interval)
-        interval = "{:.6g} … {:.6g}".format(*fit.interval)
+        law = "x^p" if fit.law == "power" else "log(1/x)"
+        over = "–" if fit.sample_interval is None else "{:.6g} …\n{:.6g}".format(*fit.sample_interval)
+        interval = "{:.6g} …\n{:.6g}".format(*fit.interval)
         table.add_row(fit.y, law, f"{fit.value:.6g}", interval, over, str(fit.num_points), str(fit.num_left_out))
     return table

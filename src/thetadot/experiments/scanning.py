@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from thetadot.problem import Problem
 
+_MOST = 1_000_000  # values of an axis
 _FORM = "NAME=FROM:TO:COUNT, with :log for a logarithmic grid, or NAME=VALUE,VALUE,…"
 
 
@@ -61,8 +62,10 @@ def _axis(text: str, experiment: Any) -> tuple[str, np.ndarray]:
         axis = _values(values)
     except ValueError:
         raise ValueError(f"`--over {text}` must be {_FORM}.") from None
+    if not np.all(np.isfinite(axis)):
+        raise ValueError(f"`--over {text}`: its values must be finite.")
     if isinstance(options[name], int):
-        if np.any(axis != np.round(axis)):
+        if np.any(axis != np.round(axis)) or np.any(np.abs(axis) > np.iinfo(np.int32).max):
             raise ValueError(f"`--over {text}`: {name!r} takes whole numbers.")
         axis = axis.astype(int)
     return name, axis
@@ -72,10 +75,16 @@ def _values(text: str) -> np.ndarray:
     first, *rest = text.split(":")
     if not rest:
         return np.array([float(value) for value in text.split(",")])
-    spacing = np.geomspace if rest[2:] == ["log"] else np.linspace
-    if len(rest) not in (2, 3) or rest[2:] not in ([], ["log"], ["lin"]) or int(rest[1]) < 1:
+    if len(rest) not in (2, 3):
         raise ValueError
-    return spacing(float(first), float(rest[0]), int(rest[1]))
+    start, end, count = float(first), float(rest[0]), int(rest[1])
+    log = rest[2:] == ["log"]
+    if rest[2:] not in ([], ["log"], ["lin"]) or not 1 <= count <= _MOST:
+        raise ValueError
+    if log and not (start > 0 and end > 0):
+        raise ValueError
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
+        return (np.geomspace if log else np.linspace)(start, end, count)
 
 
 def scanned(sizes: Mapping[Any, int], axes: Mapping[str, np.ndarray]) -> str | None:

@@ -42,7 +42,8 @@ def law_figure(laws: Sequence[tuple["xr.Dataset", Fit]], footer: str = "") -> Fi
             ax.set_yscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel(pretty(fit.x))
-        ax.set_ylabel(pretty(fit.y))
+        unit = ds[fit.y].attrs.get("units")
+        ax.set_ylabel(pretty(fit.y) + (f" ({unit})" if unit else ""))
         ax.set_title(_formula(fit), fontsize=8.5)
         ax.spines[["top", "right"]].set_visible(False)
     fig.text(0.995, 0.008, footer, ha="right", va="bottom", fontsize=6.5, color=GRAY)
@@ -50,6 +51,10 @@ def law_figure(laws: Sequence[tuple["xr.Dataset", Fit]], footer: str = "") -> Fi
 
 
 def _formula(fit: Fit) -> str:
+    """The exponent or slope with its intervals: by regression, and over samples where there are several."""
+    name = "exponent" if fit.law == "power" else "slope in log(1/x)"
     low, high = fit.interval
-    name = "exponent" if fit.law == "power" else "per log(1/x)"
-    return f"{name} {fit.value:.5g}   (95 %: {low:.5g} … {high:.5g})"
+    lines = [f"{name} {fit.value:.5g}   (95 %: {low:.5g} … {high:.5g})"]
+    if fit.sample_interval is not None:
+        lines.append("over samples 95 %: {:.6g} … {:.6g}".format(*fit.sample_interval))
+    return "\n".join(lines)
