@@ -80,7 +80,8 @@ def test_completion_recovers_what_it_does_not_see():
     plateaus = traj.provenance["plateaus"]
     assert traj["loss"][0] == pytest.approx(plateaus["rank 0"], abs=1e-6) and plateaus["rank 1"] < 1e-20
     assert len(staircase_figure(traj).axes) == 3
-    assert run(dataclasses.replace(experiment, depth=1, t1=1.0)).status == "done"  # no hidden layer to look at
+    single = dataclasses.replace(experiment, depth=1).setup()
+    assert "unobserved_error" in single.observables and "final_stage_pairs" not in single.observables  # no hidden layer
 
 
 def test_two_hop_questions_are_answered_with_the_bridge_alone():

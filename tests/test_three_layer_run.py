@@ -35,7 +35,7 @@ def test_the_network_condenses_when_its_effective_flow_blows_up():
     before = int(np.searchsorted(traj.ts, 0.9 * t_star))
     start, then = (np.abs(traj["alignment"][row]) for row in (0, before))
     assert np.mean(then) > 0.95 > np.mean(start)
-    np.testing.assert_array_equal(traj["final_stage"][before], [1.0, 1.0])
+    assert np.all(traj["final_stage"][before] > 0.9) and np.all(traj["final_stage"][0] < 0.9)
     assert traj["energy"][before] > 100 * abs(traj["energy"][0])
     np.testing.assert_allclose(traj["layer_norms"][:, 0], np.linalg.norm(traj["w_1"], axis=(1, 2)), rtol=1e-12)
     assert traj.provenance["plateaus"]["start"] == pytest.approx(traj["loss"][0], rel=1e-3)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -90,10 +90,10 @@ class MatrixFactorization:
         params0 = inits.deep_linear([self.size] * (self.depth + 1), self.init_scale, key=key_init)
         plateaus = {f"rank {r}": float(loss) for r, loss in enumerate(losses)}
         labels = tuple(f"mode {k + 1}" for k in range(len(self.singular_values)))
-        notes = {"target_singular_values": sorted(self.singular_values, reverse=True)}
-        if "observed" in problem.data:
-            notes["num_observed"] = int(problem.data["observed"].sum())
-        return Setup(problem, params0, self._recorded("observed" in problem.data), plateaus, labels, notes)
+        in_part = "observed" in problem.data
+        notes: dict[str, Any] = {"target_singular_values": sorted(self.singular_values, reverse=True)}
+        notes |= {"num_observed": int(problem.data["observed"].sum())} if in_part else {}
+        return Setup(problem, params0, self._recorded(in_part), plateaus, labels, notes)
 
     def _problem(self, key: Key) -> tuple[Problem, Sequence[float] | Array]:
         """The loss with its target, and the losses of the plateaus."""

@@ -68,4 +68,4 @@ def _draw_recovery(ax: Axes, traj: Trajectory) -> None:
             ax.plot(traj.ts, traj[name].min(axis=1), color=color, lw=1.2, label=label)
     ax.set_ylim(-0.03, max(1.05, 1.05 * float(np.max(traj["unobserved_error"]))))
     ax.set_ylabel("share")
-    ax.legend(fontsize=7.5, framealpha=1.0, loc="upper left")
+    ax.legend(fontsize=7.5, framealpha=1.0, loc="center right")

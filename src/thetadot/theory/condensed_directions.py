@@ -133,7 +133,7 @@ def _directions(trace: Trace, data: Data, order: int) -> np.ndarray:
         theta[1:] *= used  # the columns that one input leaves empty
         theta *= _SIZES[0] / np.linalg.norm(theta)
         params0 = {"a": jnp.asarray(theta[:1]), "w": jnp.asarray(theta[None, 1:])}
-        traj = trace(data | {"order": jnp.eye(len(_ORDERS))[order - 1]}, params0)
+        traj = trace({**data, "order": jnp.eye(len(_ORDERS))[order - 1]}, params0)
         w = np.asarray(traj.params1["w"][0])
         ends.append(w / np.linalg.norm(w) if traj.status == "stopped" else np.full(w.shape, np.nan))
     return np.array(ends)

@@ -69,23 +69,23 @@ def check_margin(trace: Trace = trace) -> list[Check]:
         where = f"exponential loss, L = {depth}"
         # Corrections are of order 1/q = 1/140 in the prefactor; in the exponents of log t, log(q)/log(t).
         checks += [
-            judge(f"{where}: largest fall of the smoothed margin log(1/L)/|θ|^L", f"{_LYU_LI}, Theorem 4.1", "paper",
-                  0.0, fall, 1e-9),
-            judge(f"{where}: t L q^(2-2/L) L γ^(2/L) at t = {_T1:g}", f"{_LYU_LI}, Theorem 4.3", "derived",
+            judge(f"{where}: largest fall of the smoothed margin log(1/L)/|θ|^L", f"{_LYU_LI}, smoothed margin",
+                  "reported", 0.0, fall, 1e-9),
+            judge(f"{where}: t L q^(2-2/L) L γ^(2/L) at t = {_T1:g}", f"{_LYU_LI}, rates", "derived",
                   1.0, prefactor, 0.01),
-            judge(f"{where}: exponent of log t in 1/(t L), 2 - 2/L", f"{_LYU_LI}, Theorem 4.3", "paper",
+            judge(f"{where}: exponent of log t in 1/(t L), 2 - 2/L", f"{_LYU_LI}, rates", "reported",
                   2 - 2 / depth, decay, 0.1),
-            judge(f"{where}: exponent of log t in |θ|, 1/L", f"{_LYU_LI}, Theorem 4.3", "paper",
+            judge(f"{where}: exponent of log t in |θ|, 1/L", f"{_LYU_LI}, rates", "reported",
                   1 / depth, growth, 0.05),
             judge(f"{where}: 1 - margin of the end-to-end vector over the largest", f"{_LYU_LI}; {_JI_TELGARSKY}",
-                  "paper", 0.0, missing, 0.01),
+                  "reported", 0.0, missing, 0.01),
         ]  # fmt: skip
         if depth > 1:
             rank, aligned = shape
             checks += [
                 # The balance keeps what a layer starts with: the stable rank falls like ε²/q^(2/L) only.
-                judge(f"{where}: largest stable rank of a layer", _JI_TELGARSKY, "paper", 1.0, rank, 0.02),
-                judge(f"{where}: |u_1(W_l)·v_1(W_(l+1))|", _JI_TELGARSKY, "paper", 1.0, aligned, 1e-3),
+                judge(f"{where}: largest stable rank of a layer", _JI_TELGARSKY, "reported", 1.0, rank, 0.02),
+                judge(f"{where}: |u_1(W_l)·v_1(W_(l+1))|", _JI_TELGARSKY, "reported", 1.0, aligned, 1e-3),
             ]
     return checks
 

@@ -31,13 +31,11 @@ def setting(eigenvalues: Sequence[float] = EIGENVALUES) -> dict[str, Array]:
 
 def gaussian(init_scale: float, seed: int, rank: int | None) -> dict[str, Array]:
     """Every entry `N(0, ε²)`; merged heads without a rank."""
-    shapes = {"v": (NUM_HEADS,)}
     if rank is None:
-        shapes["u"] = (NUM_HEADS, SIZE, SIZE)
+        template = {"u": np.zeros((NUM_HEADS, SIZE, SIZE))}
     else:
-        shapes |= {"k": (NUM_HEADS, rank, SIZE), "q": (NUM_HEADS, rank, SIZE)}
-    template = {name: np.zeros(shape) for name, shape in shapes.items()}
-    return inits.gaussian(template, init_scale, key=jr.key(seed))
+        template = {name: np.zeros((NUM_HEADS, rank, SIZE)) for name in ("k", "q")}
+    return inits.gaussian(template | {"v": np.zeros(NUM_HEADS)}, init_scale, key=jr.key(seed))
 
 
 def trace(

@@ -9,6 +9,7 @@ the loss is gone stays for ever, and is the error on the entries not seen.
 from collections.abc import Sequence
 from functools import partial
 
+import jax.numpy as jnp
 import numpy as np
 
 from thetadot import observables
@@ -110,7 +111,12 @@ def check_saddles(trace: Trace = trace) -> list[Check]:
             checks += [
                 judge(f"{where}: first plateau, ½|Ω∘M|²", _GREEDY, "derived", origin, start, 1e-6),
                 judge(
-                    f"{where}: plateau at the greedy critical point of rank 1", _GREEDY, "paper", saddle, plateau, near
+                    f"{where}: plateau at the greedy critical point of rank 1",
+                    _GREEDY,
+                    "reported",
+                    saddle,
+                    plateau,
+                    near,
                 ),
             ]
             if depth == 2:
@@ -173,5 +179,5 @@ def _final_stage(trace: Trace, data: Data, depth: int, rtol: float) -> list[floa
     escape = row_below(traj, 0.95 * float(traj["loss"][0]))
     pairs = along(traj, linear.final_stage_pairs, data).min(axis=1)
     neurons, aligned = (along(traj, f, data)[escape] for f in (linear.final_stage_neurons, linear.layer_alignment))
-    ranks = [[float(observables.stable_rank(w)) for w in weights(traj)[row]] for row in (escape, -1)]
+    ranks = [[float(observables.stable_rank(jnp.asarray(w))) for w in weights(traj)[row]] for row in (escape, -1)]
     return [pairs[escape], pairs[escape:].min(), neurons.min(), aligned.min(), max(ranks[0]), max(ranks[1])]

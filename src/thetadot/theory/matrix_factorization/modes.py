@@ -1,4 +1,4 @@
-"""Balanced starts: every singular value follows its own equation (Saxe et al.; Arora et al., Theorem 3)."""
+"""Balanced starts: every singular value follows its own equation (Saxe et al.; Arora et al.)."""
 
 from functools import partial
 
@@ -32,8 +32,15 @@ def check_modes(trace: Trace = trace) -> list[Check]:
         curve = f"L = {depth}, balanced: largest distance of a singular value from its closed form"
         # A local error of 1e-8 of each step's displacement is magnified by the slope of the curve where it is steepest.
         checks += [
-            judge(curve, f"{source}, exact solution", "paper", 0.0, furthest, 1e-5),
-            judge(f"L = {depth}: drift of W_(l+1)^T W_(l+1) - W_l W_l^T", f"{ARORA}, Eq. 5", "paper", 0.0, drift, 1e-7),
+            judge(curve, f"{source}, exact solution", "reported", 0.0, furthest, 1e-5),
+            judge(
+                f"L = {depth}: drift of W_(l+1)^T W_(l+1) - W_l W_l^T",
+                f"{ARORA}, balancedness",
+                "reported",
+                0.0,
+                drift,
+                1e-7,
+            ),
         ]
         checks += [
             judge(f"L = {depth}: mode s = {s:g} reaches s/2", f"{source}, exact solution", "derived", t, jump, 1e-6 * t)
@@ -49,16 +56,16 @@ def check_jump_laws(trace: Trace = trace) -> list[Check]:
         factors = np.array([1.0, 0.1]) * _FACTORS[depth]
         sizes = np.log(1 / factors) if depth == 2 else 1 / factors
 
-        def slopes(rtol: float, depth=depth, factors=factors, sizes=sizes) -> np.ndarray:
+        def slopes(rtol: float, depth=depth, factors=factors, sizes=sizes) -> list[float]:
             jumps = [_follow(trace, depth, factor, rtol)[2:] for factor in factors]
-            return np.diff(jumps, axis=0)[0] / np.diff(sizes)
+            return list(np.diff(jumps, axis=0)[0] / np.diff(sizes))
 
+        name, source = f"L = {depth}, balanced: slope of the jump time", SAXE if depth == 2 else ARORA
         # Beyond the leading order there is a constant, which a slope does not see, and a term of order r_0².
         checks += [
-            judge(f"L = {depth}: slope of the jump time of mode s = {s:g} in {law}", f"{SAXE}; derived for L = 3",
-                  "derived", 1 / s, slope, 1e-5 / s)
+            judge(f"{name} of mode s = {s:g} in {law} is 1/s", source, "derived", 1 / s, slope, 1e-5 / s)
             for s, slope in zip(STRENGTHS, settled(slopes), strict=True)
-        ]  # fmt: skip
+        ]
     return checks
 
 
@@ -77,7 +84,9 @@ def check_singular_value_equation(trace: Trace = trace) -> list[Check]:
 
         # As good as the balance is kept.
         name = f"L = {depth}, completion from a balanced start: dσ_r/dt = -L σ_r^(2-2/L) u_r·∇ℓ v_r, relative error"
-        checks.append(judge(name, f"{ARORA}, Theorem 3", "paper", 0.0, settled(mismatch)[0], 1e-6))
+        checks.append(
+            judge(name, f"{ARORA}, evolution of singular values", "reported", 0.0, settled(mismatch)[0], 1e-6)
+        )
     return checks
 
 
@@ -98,7 +107,7 @@ def _follow(trace: Trace, depth: int, factor: float, rtol: float) -> list[float]
 
 
 def _rates(params: Layers, data: Data) -> jax.Array:
-    """dσ_r/dt of the end-to-end map by the chain rule, and by Theorem 3 from the map alone; shape (2, r)."""
+    """dσ_r/dt of the end-to-end map by the chain rule, and by the theorem from the map alone; shape (2, r)."""
     velocity = [-grad for grad in jax.grad(linear.completion_loss)(params, data)]
     product, change = jax.jvp(linear.end_to_end, (params,), (velocity,))
     left, s, right = jnp.linalg.svd(product)

@@ -36,8 +36,8 @@ def check_staircase(trace: Trace = trace) -> list[Check]:
             where = f"L = {depth}, plateau {r + 1} of 4 (the last is the end)"
             source = f"{JACOT}, saddle-to-saddle; {SAXE}"
             checks += [
-                judge(f"{where}: loss ½ Σ_(k>{r}) s_k²", source, "paper", float(losses[r]), heights[r], near),
-                judge(f"{where}: modes learned", source, "paper", float(r), ranks[r], 0.0),
+                judge(f"{where}: loss ½ Σ_(k>{r}) s_k²", source, "reported", float(losses[r]), heights[r], near),
+                judge(f"{where}: modes learned", source, "reported", float(r), ranks[r], 0.0),
             ]
             if r > 0:
                 name = f"{where}: stable rank Σ_(k≤{r}) s_k²/s_1²"
@@ -71,7 +71,7 @@ def check_jump_times(trace: Trace = trace) -> list[Check]:
         room = 5 * float(deviations[k]) / np.sqrt(_NUM_SEEDS)
         checks += [
             judge(mean, SAXE, "derived", float(means[k]), spread(list(many[:, k])), room),
-            judge(slope, SAXE, "paper", 1 / s, spread(slopes[k]), 1e-4 / s),
+            judge(slope, SAXE, "reported", 1 / s, spread(slopes[k]), 1e-4 / s),
         ]
     return checks
 
@@ -99,7 +99,7 @@ def check_first_path(trace: Trace = trace) -> list[Check]:
         predicted = 1 / STRENGTHS[0] if depth == 2 else 2.0 - depth
         # Beside ε^-(L-2) stands what the descent itself takes, O(1).
         room = {2: 1e-4, 3: 5e-3, 4: 5e-3}[depth]
-        checks.append(judge(name, f"{JACOT}, first path", "paper", float(predicted), measured, room))
+        checks.append(judge(name, f"{JACOT}, first path", "reported", float(predicted), measured, room))
     return checks
 
 
