@@ -41,6 +41,7 @@ ORDER = [
     "flow",
     "blowup",
     "stages",
+    "descent",
     "laws",
     "scan",
     "theory",

@@ -14,6 +14,8 @@ from . import solvers as solvers
 from . import theory as theory
 from .blowup import BlowUp as BlowUp
 from .blowup import blow_up as blow_up
+from .descent import descent as descent
+from .descent import distance_to_flow as distance_to_flow
 from .flow import gradient_flow as gradient_flow
 from .laws import Fit as Fit
 from .laws import fit_log_law as fit_log_law

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,46 @@ def attention_classifier_params(d_model: int, init_scale: ArrayLike, *, key: Key
     """
     shapes = dict.fromkeys(("w_q", "w_k", "w_v", "w_1"), (d_model, d_model)) | {"w_2": (d_model,)}
     return dict(zip(shapes, _cut(list(shapes.values()), init_scale, key), strict=True))
+
+
+def decoder_params(
+    vocab_size: int,
+    d_model: int,
+    d_mlp: int,
+    init_scale: ArrayLike,
+    *,
+    key: Key,
+    num_layers: int = 1,
+    num_heads: int = 1,
+    seq_len: int | None = None,
+    layer_norm: bool = False,
+) -> dict[str, Any]:
+    """Gaussian parameters of `thetadot.models.decoder`: every entry `N(0, init_scale²)`, gains 1.
+
+    Args:
+        vocab_size: d.
+        d_model: Width m of the stream, a multiple of `num_heads`: each head has width m / H.
+        d_mlp: Width of the MLP.
+        init_scale: Standard deviation ε of each entry.
+        key: Randomness.
+        num_layers: L.
+        num_heads: H.
+        seq_len: Positions that are learned; None: no positions.
+        layer_norm: Whether there is a LayerNorm before each block and before the output.
+    """
+    if d_model % num_heads:
+        raise ValueError(f"`decoder_params(d_model={d_model})` must be a multiple of `num_heads`={num_heads}.")
+    down = (num_heads, d_model, d_model // num_heads)
+    layer = dict.fromkeys(("w_q", "w_k", "w_v"), down) | {"w_o": (num_heads, d_model // num_heads, d_model)}
+    layer |= {"w_1": (d_model, d_mlp), "w_2": (d_mlp, d_model)}
+    shapes: dict[str, Any] = {"embedding": (vocab_size, d_model), "layers": [layer] * num_layers}
+    shapes |= {"output": (d_model, vocab_size)} | ({} if seq_len is None else {"position": (seq_len, d_model)})
+    template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, float), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    params: dict[str, Any] = gaussian(template, init_scale, key=key)  # pyright: ignore[reportAssignmentType]
+    if layer_norm:
+        params["layers"] = [p | {"gain_1": jnp.ones(d_model), "gain_2": jnp.ones(d_model)} for p in params["layers"]]
+        params["gain"] = jnp.ones(d_model)
+    return params
 
 
 def emb_mlp_params(

@@ -22,14 +22,14 @@ _PARAMS = "params1"
 
 
 class Trajectory(eqx.Module):
-    """A traced gradient flow. `traj[name]` is a series along `traj.ts`.
+    """A traced gradient flow, or discrete training on its clock. `traj[name]` is a series along `traj.ts`.
 
     Attributes:
         ts: times of the rows, shape (T,): the solver's accepted steps, or the save grid.
         series: name -> array (T, …): `loss`, `grad_norm` = ‖∇L‖₂, `dissipation` = ∫₀ᵗ‖∇L‖², and the observables.
         crossings: name -> times at which the observable passed its level, in order.
         params1: the parameters where the flow ended.
-        status: "done", "stopped" (at a crossing), "blew up", "step limit" or "failed".
+        status: "done", "stopped" (at a crossing), "blew up", "step limit" or "failed"; "diverged" for descent only.
         result: the same as a sentence that says what happened and what to try.
         stats: numbers of the solve: steps, gradients, the solver and its wall time, `conservation` (drift of each
             invariant) and `energy_error`, |L(0) − L(t₁) − ∫‖∇L‖²| over the drop of the loss. The integral takes four
@@ -67,7 +67,7 @@ class Trajectory(eqx.Module):
             f"  loss {self._first('loss'):.6g} -> {stats.get('loss1', float('nan')):.9g}, "
             f"‖∇L‖ {stats.get('grad_norm1', float('nan')):.3g}",
             f"  {stats.get('num_accepted')} steps, {stats.get('num_rejected')} rejected; {stats.get('solver')}, "
-            f"rtol {self.provenance.get('rtol'):g}; energy identity to {stats.get('energy_error', float('nan')):.1e}",
+            f"{self._accuracy()}; energy identity to {stats.get('energy_error', float('nan')):.1e}",
         ]
         lines += [f"  invariant {name}: drift {drift:.1e}" for name, drift in stats.get("conservation", {}).items()]
         for name, times in self.crossings.items():
@@ -75,6 +75,12 @@ class Trajectory(eqx.Module):
                 f"  crossing {name}: {', '.join(f'{t:.6g}' for t in times[:6]) or 'never'}" + " …" * (len(times) > 6)
             )
         return "\n".join(lines)
+
+    def _accuracy(self) -> str:
+        """What sets it: the tolerance of a flow, or the learning rate of descent."""
+        if "learning_rate" in self.provenance:
+            return f"learning rate {self.provenance['learning_rate']:g}"
+        return f"rtol {self.provenance['rtol']:g}"
 
     def _first(self, name: str) -> float:
         return float(self.series[name][0]) if len(self.ts) else float("nan")

@@ -18,7 +18,7 @@ from wrong_bridges import (
 from thetadot.theory import identity_bridge as ib
 
 # The wrong ones that between them make every claim of a check fail.
-CONTROLS = {
+CONTROLS: dict[str, tuple[Any, ...]] = {
     "check_lemma": (frobenius,),
     "check_program": (other_constraints,),
     "check_entities": (other_constraints,),
@@ -30,6 +30,8 @@ CONTROLS = {
     "check_partial_bridge": (no_bridge,),
     "check_weight_decay": (no_bridge, whole_bridge, strong_decay),
     "check_relations": (no_bridge, whole_bridge),
+    "check_transformer": ((0.0, 1.0),),  # the bridge is where the claims say that it is not
+    "check_transformer_flow": ((0.0, 1.0),),
 }
 BY_NAME: dict[str, Any] = {check.__name__: check for check in ib.CHECKS}
 QUICK = ("check_lemma", "check_program", "check_entities")  # the others take minutes together

@@ -11,12 +11,14 @@ conservation laws of its gradient flow stand beside it.
 | `attention_classifier` | one-layer attention that classifies sequences | exponential or logistic loss of the margin |
 | `multilayer` | fully connected network of any depth | mean squared error, and its leading order at small weights |
 | `trilinear` | effective flow of three small layers | minus the energy `a^T B c`, unbounded below |
+| `decoder` | decoder-only Transformer, ends trained or fixed | cross-entropy of the token after a sequence |
 | `emb_mlp` | bag of words, two linear layers | cross-entropy of the answers, weight decay |
 | `two_layer` | two-layer network with any activation | mean squared error |
 """
 
 from thetadot.models import attention as attention
 from thetadot.models import attention_classifier as attention_classifier
+from thetadot.models import decoder as decoder
 from thetadot.models import emb_mlp as emb_mlp
 from thetadot.models import linear as linear
 from thetadot.models import linear_attention as linear_attention

@@ -11,6 +11,7 @@ Trained on one-hop facts `(e_1, r_1) → e_2` and `(e_2, r_2) → e_3` alone, an
 | `bridge` | accuracy, completion and alignment with and without the bridge, over seeds and scales |
 | `regularization` | lemma, convex program, limit of the flow, weight decay |
 | `complexity` | partial and noisy bridges, relations, entities |
+| `transformer` | a small Transformer: AdamW and flow |
 """
 
 from .blocks import Blocks as Blocks
@@ -32,6 +33,7 @@ from .reduction import reduced_data as reduced_data
 from .reduction import reduced_loss as reduced_loss
 from .reduction import reduced_params as reduced_params
 from .regularization import check_lemma, check_limit, check_program, check_weight_decay
+from .transformer import check_transformer, check_transformer_flow
 
 CHECKS = (
     check_lemma,
@@ -45,5 +47,7 @@ CHECKS = (
     check_partial_bridge,
     check_weight_decay,
     check_relations,
+    check_transformer,
+    check_transformer_flow,
 )
 """Each measures a few claims; most take other flows than `flows.ends`, so that wrong ones can be seen to fail."""
