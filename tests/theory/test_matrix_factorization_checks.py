@@ -21,7 +21,7 @@ CONTROLS = {
     "check_first_path": (large_start,),
     "check_recovery": (large_start,),
     "check_saddles": (another_matrix,),
-    "check_final_stage": (cut_short,),
+    "check_final_stage": (cut_short, large_start),
 }
 BY_NAME: dict[str, Any] = {check.__name__: check for check in mf.CHECKS}
 QUICK = ("check_jump_times",)  # two layers only: one compiled loop

@@ -13,7 +13,7 @@ def test_networks_side_by_side_train_as_they_would_alone(monkeypatch):
     _, lacking = transformer.train(setting, (1.0, 0.0), num_seeds=2)
     questions = transformer._questions(td.data.training_facts(setting.task))
     problem = td.Problem(transformer._LOSS, questions | {"weights": transformer._weights(setting.task, 0.0)})
-    params0 = transformer.start(setting, transformer._INIT_SCALE, 1)
+    params0 = transformer.start(setting, transformer._INIT_SCALE, transformer._FIRST_SEED + 1)
     alone = td.descent(problem, params0, 30, transformer._LEARNING_RATE, transformer._adamw(1.0), save_every=30)
     assert lacking.loss[1] == pytest.approx(alone["loss"][-1], rel=1e-10)
     assert lacking.accuracy.shape == (2,) and lacking.alignment.shape == (2, 1)

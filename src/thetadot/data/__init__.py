@@ -1,5 +1,6 @@
-"""What a network is trained on: Markov chains, teachers, labeled sequences, two-hop facts, bigrams of real text."""
+"""What a network is trained on: Markov chains, anchors, teachers, labeled sequences, two-hop facts, real text."""
 
+from thetadot.data.anchor import anchor_task as anchor_task
 from thetadot.data.chains import check_law as check_law
 from thetadot.data.chains import check_transition as check_transition
 from thetadot.data.chains import persistent_chain as persistent_chain

@@ -6,9 +6,9 @@ It averages the embeddings of a question, so do these flows unless said otherwis
 
 import numpy as np
 
-from thetadot.theory.check import Check, judge, settled, spread
+from thetadot.theory.check import Check, judge, settled
 
-from .flows import NUM_SEEDS, PAPER, Ends, World, ends, entries
+from .flows import NUM_SEEDS, PAPER, Ends, World, ends, entries, over_seeds
 
 _SMALL, _MIDDLE, _LARGE = 1e-3, 1e-1, 1.0
 _DIGITS = 1e-3  # what a start of 1e-3 leaves of itself: 5e-4 in b_1/a_1 and 3e-4 in the cosine at n = 6
@@ -30,10 +30,10 @@ def check_sum_of_embeddings(ends: Ends = ends) -> list[Check]:
     gap = (b - a * d / c) / a
     name = "embeddings added, n = 6:"
     return [
-        judge(f"{name} accuracy without the bridge", PAPER, "reported", 0.0, spread(accuracy[0]), 0.01),
-        judge(f"{name} accuracy with the bridge", PAPER, "reported", 1.0, spread(accuracy[1]), 0.0),
-        judge(f"{name} b_1/a_1 - d_1/c_1 → 0 with the bridge", PAPER, "derived", 0.0, spread(gap[1]), _DIGITS),
-        judge(f"{name} alignment with the bridge", PAPER, "derived", 1.0, spread(alignment[1]), _DIGITS),
+        judge(f"{name} accuracy without the bridge", PAPER, "reported", 0.0, over_seeds(accuracy[0]), 0.01),
+        judge(f"{name} accuracy with the bridge", PAPER, "reported", 1.0, over_seeds(accuracy[1]), 0.0),
+        judge(f"{name} b_1/a_1 - d_1/c_1 → 0 with the bridge", PAPER, "derived", 0.0, over_seeds(gap[1]), _DIGITS),
+        judge(f"{name} alignment with the bridge", PAPER, "derived", 1.0, over_seeds(alignment[1]), _DIGITS),
     ]
 
 
@@ -49,12 +49,14 @@ def check_initialization(ends: Ends = ends) -> list[Check]:
     ratio, cosine = _MIDDLE_START["b_1/a_1"], _MIDDLE_START["alignment"]
     # Draws scatter by 0.06 in b_1/a_1 and 0.05 in the alignment at ε = 1; an independent number is one of them.
     return [
-        judge("ε = 0.1: accuracy with the bridge", PAPER, "derived", 1.0, spread(accuracy[0]), 0.0),
-        judge("ε = 0.1: b_1/a_1, as in an independent flow", PAPER, "derived", ratio, spread((b / a)[0]), 0.02),
-        judge("ε = 0.1: alignment, as in an independent flow", PAPER, "derived", cosine, spread(alignment[0]), 0.01),
+        judge("ε = 0.1: accuracy with the bridge", PAPER, "derived", 1.0, over_seeds(accuracy[0]), 0.0),
+        judge("ε = 0.1: b_1/a_1, as in an independent flow", PAPER, "derived", ratio, over_seeds((b / a)[0]), 0.02),
+        judge(
+            "ε = 0.1: alignment, as in an independent flow", PAPER, "derived", cosine, over_seeds(alignment[0]), 0.01
+        ),
         judge("ε = 1: share of seeds that answer everything", PAPER, "derived", 0.0, float(everything[1]), 0.0),
-        judge("ε = 1: b_1/a_1, as in an independent flow", PAPER, "derived", 0.169, spread((b / a)[1]), 0.15),
-        judge("ε = 1: alignment, as in an independent flow", PAPER, "derived", 0.505, spread(alignment[1]), 0.12),
+        judge("ε = 1: b_1/a_1, as in an independent flow", PAPER, "derived", 0.169, over_seeds((b / a)[1]), 0.15),
+        judge("ε = 1: alignment, as in an independent flow", PAPER, "derived", 0.505, over_seeds(alignment[1]), 0.12),
     ]
 
 
@@ -84,13 +86,13 @@ def _with_and_without(ends: Ends, n: int) -> list[Check]:
     chance, draws = 1 / n, 4 * float(np.sqrt((1 / n) * (1 - 1 / n) / (n * NUM_SEEDS)))
     without, bridge = f"n = {n}, no bridge:", f"n = {n}, with the bridge:"
     return [
-        judge(f"{without} accuracy", PAPER, "reported", 0.0, spread(accuracy[0]), 0.01),
-        judge(f"{without} accuracy among the objects, 1/n", PAPER, "derived", chance, spread(within[0]), draws),
-        judge(f"{without} b_1/a_1", PAPER, "derived", 0.0, spread((b / a)[0]), 0.1),
-        judge(f"{without} alignment", PAPER, "derived", 0.0, spread(alignment[0]), 0.1),
-        judge(f"{bridge} accuracy", PAPER, "reported", 1.0, spread(accuracy[1]), 0.0),
-        judge(f"{bridge} accuracy among the objects", PAPER, "reported", 1.0, spread(within[1]), 0.0),
-        judge(f"{bridge} b_1/a_1, independent", PAPER, "derived", _RATIOS[n], spread((b / a)[1]), _ONE_DRAW),
-        judge(f"{bridge} b_1/a_1 - d_1/c_1 → 0", PAPER, "derived", 0.0, spread(gap[1]), _DIGITS),
-        judge(f"{bridge} alignment", PAPER, "derived", 1.0, spread(alignment[1]), _DIGITS),
+        judge(f"{without} accuracy", PAPER, "reported", 0.0, over_seeds(accuracy[0]), 0.01),
+        judge(f"{without} accuracy among the objects, 1/n", PAPER, "derived", chance, over_seeds(within[0]), draws),
+        judge(f"{without} b_1/a_1", PAPER, "derived", 0.0, over_seeds((b / a)[0]), 0.1),
+        judge(f"{without} alignment", PAPER, "derived", 0.0, over_seeds(alignment[0]), 0.1),
+        judge(f"{bridge} accuracy", PAPER, "reported", 1.0, over_seeds(accuracy[1]), 0.0),
+        judge(f"{bridge} accuracy among the objects", PAPER, "reported", 1.0, over_seeds(within[1]), 0.0),
+        judge(f"{bridge} b_1/a_1, independent", PAPER, "derived", _RATIOS[n], over_seeds((b / a)[1]), _ONE_DRAW),
+        judge(f"{bridge} b_1/a_1 - d_1/c_1 → 0", PAPER, "derived", 0.0, over_seeds(gap[1]), _DIGITS),
+        judge(f"{bridge} alignment", PAPER, "derived", 1.0, over_seeds(alignment[1]), _DIGITS),
     ]

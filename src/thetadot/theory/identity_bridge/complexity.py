@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from thetadot.theory.check import Check, judge, spread
+from thetadot.theory.check import Check, judge
 
 from .blocks import composed_margin
-from .flows import NUM_SEEDS, PAPER, Ends, World, ends
+from .flows import NUM_SEEDS, PAPER, Ends, World, ends, over_seeds
 from .program import Optimum, bridge_optimum, solve_program
 
 _FIGURES = f"{PAPER}, complexity of the data"
@@ -23,11 +23,11 @@ def check_partial_bridge(ends: Ends = ends) -> list[Check]:
     noisy = ends(World(), {"label_noise": [1 / 3], "seed": range(NUM_SEEDS)})["accuracy"].values[0]
     checks = [
         # A question whose bridge is missing is answered right by chance, one in ten at a fraction of 2/3.
-        judge(f"share {share:.3g} of the bridge: accuracy", _FIGURES, "derived", share, spread(values), 0.1)
+        judge(f"share {share:.3g} of the bridge: accuracy", _FIGURES, "derived", share, over_seeds(values), 0.1)
         for share, values in zip(_FRACTIONS, ds["accuracy"].values, strict=True)
     ]
     name = "a third of the bridge with wrong labels: accuracy"
-    return [*checks, judge(name, _FIGURES, "derived", 2 / 3, spread(noisy), 0.2)]
+    return [*checks, judge(name, _FIGURES, "derived", 2 / 3, over_seeds(noisy), 0.2)]
 
 
 def check_relations(ends: Ends = ends) -> list[Check]:
@@ -41,8 +41,8 @@ def check_relations(ends: Ends = ends) -> list[Check]:
     name = "two first relations, six objects:"
     # Twice the standard error over 20 seeds is 0.07.
     return [
-        judge(f"{name} accuracy among the objects", _FIGURES, "derived", 7 / 12, spread(within[1]), 0.15),
-        judge(f"{name} the same without the bridge", _FIGURES, "derived", 1 / 6, spread(within[0]), 0.1),
+        judge(f"{name} accuracy among the objects", _FIGURES, "derived", 7 / 12, over_seeds(within[1]), 0.15),
+        judge(f"{name} the same without the bridge", _FIGURES, "derived", 1 / 6, over_seeds(within[0]), 0.1),
     ]
 
 

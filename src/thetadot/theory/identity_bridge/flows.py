@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import PyTree
@@ -13,6 +14,8 @@ from thetadot import data, inits
 from thetadot.models import emb_mlp
 from thetadot.problem import Problem
 from thetadot.scan import scan
+from thetadot.stages import Measured
+from thetadot.theory.check import spread
 from thetadot.trajectory import Trajectory
 
 from .blocks import average_blocks
@@ -111,6 +114,11 @@ def ends(make: Callable, grid: Mapping[str, Sequence], t1: float = T1, rtol: flo
 def entries(ds: "xr.Dataset") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(a_1, b_1, c_1, d_1) of W averaged over the permutations, each over the grid, whose last dimensions are of W."""
     w = ds["w"].values
-    diagonal = np.stack([np.asarray(average_blocks(x).diagonal) for x in w.reshape(-1, *w.shape[-2:])])
+    diagonal = np.stack([np.asarray(average_blocks(jnp.asarray(x)).diagonal) for x in w.reshape(-1, *w.shape[-2:])])
     a, b, c, d = np.moveaxis(diagonal.reshape(*w.shape[:-2], 4), -1, 0)
     return a, b, c, d
+
+
+def over_seeds(values: np.ndarray) -> Measured:
+    """The mean of what the seeds have, with twice its standard error."""
+    return spread(values.tolist())

@@ -12,8 +12,18 @@ bridge, near zero without. How high depends on the network, so they are measured
 | gradient flow to t = 300 from the same starts | 6 | 16 | 0.55 | 0.15 |
 
 The states of (e_1, r_1) and of e_2 agree after the layer (cosine 0.93 to 0.99 with the bridge, 0.0 without) even where
-answers are wrong. Without positions AdamW answers a tenth to a quarter of the questions, and with LayerNorm at width 16
-no more than a third.
+answers are wrong. Rates with the bridge over initialization and decay (n = 8, width 24, standard errors 0.04 to 0.14;
+without the bridge at most 0.04):
+
+| decay | ε = 0.05 | 0.1 | 0.2 |
+|---|---|---|---|
+| 0.1 | 0.18 | 0.61 | 0.63 |
+| 1 | 0.21 | 0.93 | 0.69 |
+| 3 | 0.23 | 0.60 | 0.84 |
+
+Some decay helps at ε = 0.1, too much does not; and unlike in the Emb-MLP flow the smallest start is not the best. AdamW
+without positions (n = 6, width 16, several ε and decays) answers 0.07 to 0.27 of the questions, and with LayerNorm and
+no positions 0.08 to 0.30.
 """
 
 import functools
@@ -46,6 +56,7 @@ _WEIGHT_DECAY = 1.0
 _LEARNING_RATE = 2e-3
 _NUM_STEPS = 2000
 _NUM_SEEDS = 10
+_FIRST_SEED = 10  # seeds 0 to 9 chose the settings: what is claimed is measured on others
 _T1 = 300.0  # of the flow: the loss is a few 1e-4 there, and every fact is known
 _RTOL = 1e-4  # of the flow: what is measured is counts
 _HALF = 0.5  # a rate is high or low if it is nearer to 1 or to 0
@@ -133,7 +144,7 @@ def train(
     The sum of the losses of separate networks is one problem, and Adam, which acts on each entry alone, trains each
     network as it would alone.
     """
-    starts = [start(setting, init_scale, seed) for seed in range(num_seeds)] * len(bridges)
+    starts = [start(setting, init_scale, seed) for seed in _seeds(num_seeds)] * len(bridges)
     lanes = jnp.stack([_weights(setting.task, bridge) for bridge in bridges for _ in range(num_seeds)])
     problem = Problem(_sum_of_losses, _questions(training_facts(setting.task)) | {"weights": lanes})
     optimizer = _adamw(weight_decay)
@@ -149,7 +160,7 @@ def flow(
     questions, outcomes = _questions(training_facts(setting.task)), []
     for bridge in bridges:
         problem = Problem(_LOSS, questions | {"weights": _weights(setting.task, bridge)})
-        starts = [start(setting, init_scale, seed) for seed in range(num_seeds)]
+        starts = [start(setting, init_scale, seed) for seed in _seeds(num_seeds)]
         ends = [gradient_flow(problem, params0, _T1, ts=[_T1], rtol=_RTOL).params1 for params0 in starts]
         lanes = jnp.tile(problem.data["weights"][None], (num_seeds, 1))
         outcomes.append(_measure(setting.task, _stack(ends), lanes))
@@ -174,13 +185,18 @@ def sweep(
         for decay in weight_decays
     ]
     coords = {"weight_decay": list(weight_decays), "init_scale": list(init_scales), "bridge": list(bridges)}
-    return xr.Dataset({"accuracy": ((*coords, "seed"), accuracy)}, coords=coords | {"seed": np.arange(num_seeds)})
+    seeds = np.array(_seeds(num_seeds))
+    return xr.Dataset({"accuracy": ((*coords, "seed"), accuracy)}, coords=coords | {"seed": seeds})
 
 
 def start(setting: Setting, init_scale: float, seed: int) -> dict[str, Any]:
     """The Gaussian start of one network: one layer, one head, an MLP of twice the width."""
     d_model = setting.d_model
     return inits.decoder_params(setting.task.vocab_size, d_model, 2 * d_model, init_scale, key=jr.key(seed), seq_len=3)
+
+
+def _seeds(num_seeds: int) -> range:
+    return range(_FIRST_SEED, _FIRST_SEED + num_seeds)
 
 
 def _stack(networks: Sequence[Any]) -> Any:
