@@ -37,7 +37,7 @@ def test_observables_are_loops_over_questions(pooling):
     w = np.asarray(emb_mlp.end_to_end(PARAMS))
 
     def pooled(tokens, rows):
-        return sum(rows[t] for t in tokens) / (len(tokens) if pooling == "mean" else 1)
+        return np.sum([rows[t] for t in tokens], axis=0) / (len(tokens) if pooling == "mean" else 1)
 
     right, within, margins, known = [], [], [], []
     for tokens, target in zip(np.asarray(TASK.composed.tokens), np.asarray(TASK.composed.targets), strict=True):

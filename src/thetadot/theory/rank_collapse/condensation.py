@@ -86,7 +86,8 @@ def check_condensation_condition(trace: Trace = trace) -> list[Check]:
     cosine = 1 - max(_column_angle(traj, setting) for traj in flows)
     angles = [[_column_angle(escape(trace, setting, scale, seed, 1e-7), setting) for scale in _TINY] for seed in _FEW]
     with np.errstate(invalid="ignore", divide="ignore"):  # NaN where a flow did not do what it should
-        exponent = spread(np.log(np.divide(*np.transpose(angles))) / np.log(_TINY[0] / _TINY[1]))
+        exponents = np.log(np.divide(*np.transpose(angles))) / np.log(_TINY[0] / _TINY[1])
+        exponent = spread(exponents.tolist())
     num, condition, small = float(len(_DRAWS)), f"{PAPER}, Assumption 1 and Prop. 4", f"ε = {_SMALL[1]:g}"
     met = f"full flow, {small}: draws that meet the condensation condition"
     cosines = f"full flow, {small}: least |cos(W_V^i, v)| over columns i and draws → 1"
