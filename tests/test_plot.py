@@ -24,7 +24,7 @@ def texts(figure) -> str:
 WEIGHTS = {"loss", "spectra", "norms"}
 EXPECTED = {
     attention_run: WEIGHTS | {"condensation", "attention", "embedding", "received", "plane"},
-    bridge_run: WEIGHTS | {"composition", "blocks"},
+    bridge_run: {"loss", "spectra", "staircase", "composition", "blocks"},
     factorization_run: WEIGHTS | {"condensation", "staircase"},
     two_layer_run: {"loss", "condensation", "amplitudes"},
 }
