@@ -98,6 +98,7 @@ def test_the_two_gradients_are_the_same_function():
     assert np.max(np.abs(problem.grad(turned)["w_q"] - grad["w_q"])) > 1e-3  # queries and keys are told apart
 
 
+@pytest.mark.slow
 def test_the_first_escapes_agree_with_scipy():
     """Condensation and focus, which end at t = 12.8 and 90."""
     solution, traj = scipy_solution(120.0, 1e-10), package_solution(120.0, 1e-6)

@@ -45,6 +45,7 @@ def write_book(path: Path) -> None:
     path.write_text(" ".join(f"word{i}" for i in words), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_shell_commands_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_book(tmp_path / "book.txt")

@@ -254,10 +254,6 @@ def kill_and_resume(start, path, kills, uninterrupted):
     xr.testing.assert_identical(values(scan_slowly(path)), uninterrupted)
 
 
-def test_three_kills_lose_no_finished_lane(start, tmp_path, uninterrupted):
-    kill_and_resume(start, tmp_path / "scan.zarr", 3, uninterrupted)
-
-
 @pytest.mark.slow
 def test_twenty_kills_lose_no_finished_lane(start, tmp_path, uninterrupted):
     kill_and_resume(start, tmp_path / "scan.zarr", 20, uninterrupted)
@@ -291,6 +287,7 @@ def ready_made(job, lanes):
         yield lane, {"status": "done", "result": f"Lane {lane}.", "loss1": float(lane), "curve": np.full(50, lane)}
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lanes_stream_through_constant_memory(tmp_path, monkeypatch):
     monkeypatch.setitem(engines.ENGINES, "ready-made", ready_made)
     sizes = {}
