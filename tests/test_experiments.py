@@ -69,6 +69,7 @@ def test_factorization_learns_the_largest_mode_first():
     np.testing.assert_allclose(plateaus, [5.0, 0.5], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_completion_recovers_what_it_does_not_see():
     """A rank-one matrix of size 4 from ten of its sixteen entries; three layers."""
     experiment = MatrixFactorization(singular_values=(2.0,), size=4, observed=0.625, depth=3, t1=1e4, rtol=1e-4, seed=1)

@@ -124,6 +124,7 @@ def test_the_whole_flow_agrees_with_scipy():
         assert found == pytest.approx(escape, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_invariants_hold_over_the_whole_flow():
     """Through five escapes to T = 6000 the conservation laws drift by less than 1e-6, and tightening pays."""
     default, tight = package_solution(6000.0, 1e-6), package_solution(6000.0, 1e-7)

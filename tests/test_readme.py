@@ -20,6 +20,7 @@ SHELL = [line for language, block in BLOCKS if language == "bash" for line in bl
 INSTALL = ("pip install -e . && ", 'pip install -e ".[dev]" && pytest')
 
 
+@pytest.mark.slow
 def test_python_blocks_run_one_after_the_other(capsys):
     namespace: dict[str, Any] = {"__name__": "readme"}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as a user has it

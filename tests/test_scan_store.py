@@ -265,6 +265,7 @@ def test_the_comparison_sees_another_scan(uninterrupted):
         xr.testing.assert_identical(values(other), uninterrupted)
 
 
+@pytest.mark.slow
 def test_control_c_stops_at_once_and_says_how_to_go_on(start, tmp_path):
     path = tmp_path / "scan.zarr"
     process = start("endless", str(path))

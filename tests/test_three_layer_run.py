@@ -60,6 +60,7 @@ def test_bad_options_are_refused_in_one_sentence(experiment, sentence):
         experiment.setup()
 
 
+@pytest.mark.slow
 def test_its_figures_are_drawn_and_mark_the_blow_up():
     figures = plot.figures(small_run())
     assert {"loss", "spectra", "condensation", "alignment"} <= set(figures)

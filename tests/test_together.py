@@ -114,6 +114,7 @@ def quartic(params, data):
     return jnp.sum(0.5 * params**2 - 0.25 * data * params**4)
 
 
+@pytest.mark.slow
 def test_what_happens_in_one_lane_is_its_own_affair():
     """One blows up, one uses up its steps, the others decay."""
     starts = [(td.Problem(quartic, jnp.array(1.0)), jnp.array([x])) for x in (0.5, 2.0, 0.1, 0.9)]

@@ -75,6 +75,7 @@ def test_attention_growth_at_the_saddle():
     assert measured != pytest.approx(float(theory.attention_growth_rate(SYMMETRIC, weaker)), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_degenerate_loss():
     """With equal rare tokens the flow gets stuck at L_deg = 0.819714040, above the entropy rate."""
     params0 = td.inits.attention_params(4, 8, 8, 1e-3, key=jr.key(0))
