@@ -10,6 +10,7 @@
 | `anchor` | all stages of the anchor-function task in a decoder between fixed ends |
 """
 
+from .anchor import anchor_signal as anchor_signal
 from .anchor import check_anchor_task
 from .closed_forms import collapse_exponent as collapse_exponent
 from .closed_forms import effective_params as effective_params

@@ -11,7 +11,7 @@ and the one output, and Assumption 1 is about a = W_V^T u_1, B = W_1, c = W_2 v_
 The paper has 201 tokens, sequences of 10, width 640 and AdamW on batches. Here are 14 tokens, 100 sequences of 4, width
 12, and the gradient flow on all of them, which takes seconds. d_mlp is four times the width, not twice, to keep tanh
 near its linear range. For W_V and W_1 that is enough; W_2 bends, and in some draws it is of rank two when W_Q is of
-rank one. In stage 2 the outer weights are not quite at rest, as in the paper's Assumption 2*: F turns slowly.
+rank one. In stage 2 the outer weights are not quite at rest, and F turns: Eq. 14 is solved along with it.
 """
 
 import jax
@@ -75,7 +75,8 @@ def anchor_trace(sequences: Data, params0: NamedParams, t1: float) -> Trajectory
 def anchor_signal(sequences: Data) -> Float[Array, "m m"]:
     """G, all that the outer weights see of the task while they are small."""
     pooled = jnp.mean(sequences["embedding"][sequences["tokens"]], axis=1)
-    answers = jax.nn.one_hot(sequences["targets"], _VOCAB_SIZE, dtype=pooled.dtype) - 1 / _VOCAB_SIZE
+    vocab_size = sequences["output"].shape[1]
+    answers = jax.nn.one_hot(sequences["targets"], vocab_size, dtype=pooled.dtype) - 1 / vocab_size
     return pooled.T @ answers @ sequences["output"].T / len(pooled)
 
 
