@@ -198,13 +198,11 @@ def test_every_check_has_a_control():
 
 
 @pytest.mark.slow
-def test_the_anchor_task_with_the_answers_of_other_sequences_is_another_task():
-    """They are learned by heart in the same three stages, but at other times and from other queries."""
-    held = {check.claim for check in rc.check_anchor_task(wrong_anchors.shuffled_answers) if check.passed}
-    failed = {check.claim for check in claims("check_anchor_task")} - held
-    assert (
-        len(failed) >= 2 and any("ε t/T̄*" in claim for claim in failed) and any("Eq. 14" in claim for claim in failed)
-    )
+def test_the_anchor_task_with_the_answers_of_other_sequences_is_another_task(monkeypatch):
+    """They are learned by heart in the same three stages, but at another time and from other queries; two draws."""
+    monkeypatch.setattr(anchor, "_DRAWS", range(2))
+    failed = [check.claim for check in rc.check_anchor_task(wrong_anchors.shuffled_answers) if not check.passed]
+    assert any("ε t/T̄*" in claim for claim in failed) and any("Eq. 14" in claim for claim in failed)
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ and the one output, and Assumption 1 is about a = W_V^T u_1, B = W_1, c = W_2 v_
 The paper has 201 tokens, sequences of 10, width 640 and AdamW on batches. Here are 14 tokens, 100 sequences of 4, width
 12, and the gradient flow on all of them, which takes seconds. d_mlp is four times the width, not twice, to keep tanh
 near its linear range. For W_V and W_1 that is enough; W_2 bends, and in some draws it is of rank two when W_Q is of
-rank one. In stage 2 the outer weights are not quite at rest, and F turns: Eq. 14 is solved along with it.
+rank one. In stage 2 the outer weights are not quite at rest, and F turns: Eq. 14 is solved along with it. Five draws
+are checked; of the next five, four do the same, and in one sr(W_Q) - 1 only comes to 0.011, s_2/s_1 being 3/4.
 """
 
 import jax
