@@ -23,6 +23,7 @@ def folder_of(**environment):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", ["THETADOT_CACHE", "JAX_COMPILATION_CACHE_DIR"])
 def test_compiled_code_is_kept_in_the_folder_asked_for(tmp_path, switch):
     folder = tmp_path / "kept"

@@ -70,6 +70,7 @@ def test_factorization_learns_the_largest_mode_first():
     np.testing.assert_allclose(plateaus, [5.0, 0.5], atol=5e-3)
 
 
+@pytest.mark.slow
 def test_completion_recovers_what_it_does_not_see():
     """A rank-one matrix of size 4 from ten of its sixteen entries; three layers."""
     experiment = MatrixFactorization(singular_values=(2.0,), size=4, observed=0.625, depth=3, t1=1e4, rtol=1e-4, seed=1)
@@ -211,8 +212,8 @@ def test_rank_collapse_condenses_collapses_and_rises_again():
     traj = run(RankCollapse(rtol=1e-4))
     plateaus = [stage for stage in find_stages(traj) if stage.kind == "plateau"]
     np.testing.assert_allclose([stage.loss for stage in plateaus], [1.0, 0.709], atol=0.02)
-    second = int(np.searchsorted(traj.ts, plateaus[1].t_start))
-    assert traj["w_1_stable_rank"][second] < 1.001 < 1.5 < traj["w_q_stable_rank"][second]
+    left = int(np.argmax(traj["loss"] < 0.9))  # the origin
+    assert traj["w_1_stable_rank"][left] < 1.001 < 1.5 < traj["w_q_stable_rank"][left]
     assert np.min(traj["w_q_stable_rank"]) < 1.01 and traj["w_q_stable_rank"][-1] > 1.1
 
 

@@ -98,6 +98,7 @@ def test_the_two_gradients_are_the_same_function():
     assert np.max(np.abs(problem.grad(turned)["w_q"] - grad["w_q"])) > 1e-3  # queries and keys are told apart
 
 
+@pytest.mark.slow
 def test_the_first_escapes_agree_with_scipy():
     """Condensation and focus, which end at t = 12.8 and 90."""
     solution, traj = scipy_solution(120.0, 1e-10), package_solution(120.0, 1e-6)
@@ -123,6 +124,7 @@ def test_the_whole_flow_agrees_with_scipy():
         assert found == pytest.approx(escape, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_invariants_hold_over_the_whole_flow():
     """Through five escapes to T = 6000 the conservation laws drift by less than 1e-6, and tightening pays."""
     default, tight = package_solution(6000.0, 1e-6), package_solution(6000.0, 1e-7)

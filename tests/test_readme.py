@@ -20,6 +20,7 @@ SHELL = [line for language, block in BLOCKS if language == "bash" for line in bl
 INSTALL = ("pip install -e . && ", 'pip install -e ".[dev]" && pytest')
 
 
+@pytest.mark.slow
 def test_python_blocks_run_one_after_the_other(capsys):
     namespace: dict[str, Any] = {"__name__": "readme"}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as a user has it
@@ -45,6 +46,7 @@ def write_book(path: Path) -> None:
     path.write_text(" ".join(f"word{i}" for i in words), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_shell_commands_run_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_book(tmp_path / "book.txt")

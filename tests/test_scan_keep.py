@@ -193,6 +193,7 @@ def test_a_finished_lane_leaves_no_checkpoint(tmp_path, monkeypatch):
 # --- locks ---
 
 
+@pytest.mark.slow
 def test_a_store_that_is_being_written_is_refused_and_one_left_by_the_dead_is_taken_over(start, tmp_path):
     path = tmp_path / "scan.zarr"
     process = start("slow", path)

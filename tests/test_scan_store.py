@@ -254,10 +254,6 @@ def kill_and_resume(start, path, kills, uninterrupted):
     xr.testing.assert_identical(values(scan_slowly(path)), uninterrupted)
 
 
-def test_three_kills_lose_no_finished_lane(start, tmp_path, uninterrupted):
-    kill_and_resume(start, tmp_path / "scan.zarr", 3, uninterrupted)
-
-
 @pytest.mark.slow
 def test_twenty_kills_lose_no_finished_lane(start, tmp_path, uninterrupted):
     kill_and_resume(start, tmp_path / "scan.zarr", 20, uninterrupted)
@@ -269,6 +265,7 @@ def test_the_comparison_sees_another_scan(uninterrupted):
         xr.testing.assert_identical(values(other), uninterrupted)
 
 
+@pytest.mark.slow
 def test_control_c_stops_at_once_and_says_how_to_go_on(start, tmp_path):
     path = tmp_path / "scan.zarr"
     process = start("endless", str(path))
@@ -291,6 +288,7 @@ def ready_made(job, lanes):
         yield lane, {"status": "done", "result": f"Lane {lane}.", "loss1": float(lane), "curve": np.full(50, lane)}
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lanes_stream_through_constant_memory(tmp_path, monkeypatch):
     monkeypatch.setitem(engines.ENGINES, "ready-made", ready_made)
     sizes = {}

@@ -105,6 +105,19 @@ def test_stages_of_deep_factorization_and_of_attention():
     np.testing.assert_allclose([stages[0].loss, stages[2].loss], [np.log(4), -np.sum(law * np.log(law))], rtol=2e-3)
 
 
+def test_the_noise_of_a_gradient_that_is_zero_is_no_stage():
+    """A loss that ends at 1, not at 0: at the minimum the gradient is rounding, up and down by decades."""
+    ts = np.linspace(0, 400, 4000)
+    noise = 1e-16 * 10.0 ** np.random.default_rng(0).uniform(-3, 0, ts.size)
+
+    def stages(size):
+        series = {"loss": 1 + np.exp(-2 * ts), "grad_norm": np.sqrt(2) * np.exp(-ts) + size * noise}
+        return td.find_stages(td.Trajectory(ts, series, {}, None, "done", "", {}, {}))
+
+    assert kinds(stages(1.0)) == ["plateau", "descent", "converged"]
+    assert len(stages(1e10)) > 100  # gradients of 1e-6 would move the loss
+
+
 def test_a_single_exponential_is_one_descent_and_then_converged():
     """A flow without a saddle: there is nothing to wait for, and no plateau is invented."""
     traj = td.gradient_flow(scalar_flows(BOWL, BOWL), at(1.0, 1.0), 60.0, rtol=1e-9)

@@ -27,6 +27,7 @@ def draw(figure) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_the_network_condenses_when_its_effective_flow_blows_up():
     traj = small_run()
     t_star = traj.provenance["notes"]["effective_blow_up"]
@@ -59,6 +60,7 @@ def test_bad_options_are_refused_in_one_sentence(experiment, sentence):
         experiment.setup()
 
 
+@pytest.mark.slow
 def test_its_figures_are_drawn_and_mark_the_blow_up():
     figures = plot.figures(small_run())
     assert {"loss", "spectra", "condensation", "alignment"} <= set(figures)
@@ -68,6 +70,7 @@ def test_its_figures_are_drawn_and_mark_the_blow_up():
     assert all(draw(figure).startswith(b"\x89PNG") for figure in figures.values())
 
 
+@pytest.mark.slow
 def test_a_blow_up_is_drawn_with_its_powers():
     problem = td.Problem(trilinear.loss)
     like = {"a": jnp.zeros(4), "b": jnp.zeros((4, 4)), "c": jnp.zeros(4)}

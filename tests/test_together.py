@@ -55,7 +55,7 @@ def assert_same(one, other):
     np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize("ts", [None, [1.0, 10.0, 50.0]])
+@pytest.mark.parametrize("ts", [None, pytest.param([1.0, 10.0, 50.0], marks=pytest.mark.slow)])
 def test_lanes_take_the_steps_of_single_flows(ts):
     """More flows than lanes, so that lanes are filled again; steps or a grid as rows."""
     starts = [layers(eps, seed=i) for i, eps in enumerate(np.geomspace(1e-4, 1e-1, 7))]
@@ -66,7 +66,10 @@ def test_lanes_take_the_steps_of_single_flows(ts):
     assert order != sorted(order)  # small initializations take longer, and began first
 
 
-@pytest.mark.parametrize("solver", [pytest.param("krylov", marks=pytest.mark.slow), "stabilized", "tsit5"])
+@pytest.mark.parametrize(
+    "solver",
+    [pytest.param("krylov", marks=pytest.mark.slow), pytest.param("stabilized", marks=pytest.mark.slow), "tsit5"],
+)
 def test_so_do_the_other_solvers(solver):
     starts = [layers(eps, seed=i) for i, eps in enumerate((1e-3, 1e-2, 1e-1))]
     trajs, _ = together(starts, 20.0, width=3, solver=solver)
@@ -86,6 +89,7 @@ def test_one_that_differs_in_shape_or_loss_runs_too():
         assert_same(traj, alone(start, 20.0))
 
 
+@pytest.mark.slow
 def test_each_kind_of_flow_has_its_own_batch(monkeypatch):
     """Two kinds, one after the other, both run side by side."""
     made = []
@@ -110,6 +114,7 @@ def quartic(params, data):
     return jnp.sum(0.5 * params**2 - 0.25 * data * params**4)
 
 
+@pytest.mark.slow
 def test_what_happens_in_one_lane_is_its_own_affair():
     """One blows up, one uses up its steps, the others decay."""
     starts = [(td.Problem(quartic, jnp.array(1.0)), jnp.array([x])) for x in (0.5, 2.0, 0.1, 0.9)]
@@ -165,6 +170,7 @@ def test_lanes_share_their_program():
     assert jitted._cached._cache_size() == programs + 1
 
 
+@pytest.mark.slow
 def test_two_threads_with_batches_do_not_wait_for_each_other():
     """Twice sixteen lanes at once, on the one pool of threads that XLA has; this once hung."""
     starts = [layers(eps, seed=i) for i, eps in enumerate(np.geomspace(1e-3, 1e-1, 16))]

@@ -54,7 +54,8 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
     nats), whatever the scale of time. A descent is the middle 1 − 2·`margin` of the drop of the loss between its two
     plateaus; the plateaus are what lies between the descents. A trajectory that ends while it accelerates, with less
     than `margin` of the loss gone, ends on its plateau. The last stage is "converged" where the gradient
-    falls until the end of the trajectory and what is left to fall is small beside the drop before it.
+    falls until the end of the trajectory and what is left to fall is small beside the drop before it. A speed so low
+    that the loss would not change by its rounding within the whole trajectory counts as rest.
 
     Args:
         traj: a trajectory; its accepted steps (`ts=None`) resolve every stage, a grid may not.
@@ -69,7 +70,8 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
     speed = np.asarray(traj["grad_norm"], float) ** 2
     if ts.size < 3:
         return []
-    log_speed = np.log(np.maximum(speed, np.finfo(float).tiny))
+    rest = np.finfo(traj["loss"].dtype).eps * np.abs(loss) / (ts[-1] - ts[0])
+    log_speed = np.log(np.maximum(speed, np.maximum(rest, np.finfo(float).tiny)))
     peaks = _peaks(log_speed, prominence)
     valleys = _valleys(log_speed, peaks)
     if peaks and peaks[-1] == ts.size - 1 and loss[valleys[-2]] - loss[-1] < margin * abs(loss[valleys[-2]]):

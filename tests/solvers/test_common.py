@@ -77,7 +77,7 @@ def test_a_field_that_is_not_finite_is_never_accepted(name):
     assert int(solved.num_accepted) == 0 < int(solved.num_rejected) and not bool(solved.successful)
 
 
-QUICK = {("deflated", "attention")}
+QUICK = {("deflated", "three layers")}
 DEFAULTS = {"deflated": "auto", "krylov": "krylov", "stabilized": "stabilized"}
 ESCAPES = [
     pytest.param(name, trace, rtol, marks=() if (name, trace) in QUICK and rtol == 1e-3 else pytest.mark.slow)

@@ -72,7 +72,8 @@ def network_errors(solver):
     return np.array(errors)
 
 
-@pytest.mark.parametrize("solver", ["auto", pytest.param("krylov", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["auto", "krylov"])
 def test_the_error_of_a_linear_network_follows_the_tolerance(solver):
     rtols, errors = RTOLS["krylov"], network_errors(solver)
     assert np.all(errors[:, 0] < 30 * rtols + 1e-13)

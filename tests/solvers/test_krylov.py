@@ -87,6 +87,7 @@ def test_residual_bounds_the_error(symmetric):
         assert error <= search.residual
 
 
+@pytest.mark.slow
 def test_too_small_a_space_shortens_the_steps():
     few, many = (solve(solver, start(), network(), 60.0, rtol=1e-3) for solver in (KrylovExponential(2), "krylov"))
     assert SOLVERS["krylov"].max_dim > 2 and int(few.num_accepted) > int(many.num_accepted)

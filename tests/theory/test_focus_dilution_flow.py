@@ -49,6 +49,7 @@ def trace(law, params0, t1, level=1.0):
     return td.gradient_flow(problem(law), params0, t1, crossings={"descent": ("loss", level)})
 
 
+@pytest.mark.slow
 def test_condensation_rate():
     """Stage I grows at μ₁ = |π| |π − 1/d| = 0.374700, four digits."""
     params0 = td.inits.attention_params(4, 8, 8, 1e-8, key=jr.key(1))
@@ -59,6 +60,7 @@ def test_condensation_rate():
     assert measured != pytest.approx(float(theory.condensation_rate(STAIRCASE)), rel=1e-2)  # another law
 
 
+@pytest.mark.slow
 def test_attention_growth_at_the_saddle():
     """Stage II grows at c = λ Λ Cov V / n⁵ = 0.0800996 from the unigram saddle, four digits."""
     saddle = theory.unigram_saddle(SYMMETRIC, 8, 8)
@@ -73,6 +75,7 @@ def test_attention_growth_at_the_saddle():
     assert measured != pytest.approx(float(theory.attention_growth_rate(SYMMETRIC, weaker)), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_degenerate_loss():
     """With equal rare tokens the flow gets stuck at L_deg = 0.819714040, above the entropy rate."""
     params0 = td.inits.attention_params(4, 8, 8, 1e-3, key=jr.key(0))

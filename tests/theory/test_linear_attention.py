@@ -48,8 +48,11 @@ CONTROLS = {
 }
 
 
-def marked(names, quick):
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+QUICK = ("check_fixed_points",)
+
+
+def marked(names):
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
 @cache
@@ -58,14 +61,15 @@ def claims(name):
     return BY_NAME[name]()
 
 
-@pytest.mark.parametrize("name", marked(BY_NAME, ("check_head_times", "check_fixed_points")))
+@pytest.mark.parametrize("name", marked(BY_NAME))
 def test_the_claims_hold(name):
     checks = claims(name)
     assert checks and not [check for check in checks if not check.passed]
     assert all(check.reference.startswith("arXiv:2501.16265, ") for check in checks)
 
 
-@pytest.mark.parametrize("name", marked(CONTROLS, ("check_head_times",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONTROLS)
 def test_every_claim_fails_on_a_wrong_flow(name):
     left = None
     for wrong in CONTROLS[name]:

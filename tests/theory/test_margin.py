@@ -26,12 +26,14 @@ def shallow(monkeypatch, *depths):
     monkeypatch.setattr(margin, "_STARTS", {depth: margin._STARTS[depth] for depth in depths})
 
 
+@pytest.mark.slow
 def test_the_claims_hold_for_two_layers(monkeypatch):
     shallow(monkeypatch, 2)
     checks = margin.check_margin()
     assert len(checks) == 7 and not [check for check in checks if not check.passed]
 
 
+@pytest.mark.slow
 def test_every_claim_about_growth_fails_under_weight_decay(monkeypatch):
     shallow(monkeypatch, 2)
     held = {check.claim for check in margin.check_margin(decaying) if check.passed}

@@ -61,7 +61,7 @@ CONTROLS = {
     "check_amplitudes": (one_scale,),
 }
 BY_NAME: dict[str, Any] = {check.__name__: check for check in msl.CHECKS}
-QUICK = ("check_alignment", "check_stable_ray")
+QUICK = ("check_stable_ray",)
 
 
 def marked(names):

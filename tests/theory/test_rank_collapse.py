@@ -154,7 +154,7 @@ CONTROLS = {
     "check_anchor_task": (wrong_anchors.large_start, wrong_anchors.condensed_start, wrong_anchors.long_embedding),
 }
 BY_NAME: dict[str, Any] = {check.__name__: check for check in rc.CHECKS}
-QUICK = ("check_gradient_separation", "check_key_query_growth")
+QUICK = ("check_gradient_separation",)
 
 
 def marked(names):

@@ -6,6 +6,7 @@ import thetadot as td
 from thetadot.theory.identity_bridge import transformer
 
 
+@pytest.mark.slow
 def test_networks_side_by_side_train_as_they_would_alone(monkeypatch):
     """Adam acts on each entry alone: the second seed without the bridge, among four networks and by itself."""
     monkeypatch.setattr(transformer, "_NUM_STEPS", 30)

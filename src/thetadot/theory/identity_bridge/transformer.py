@@ -11,9 +11,9 @@ bridge, near zero without. How high depends on the network, so they are measured
 | gradient flow to t = 300 from the same starts | 6 | 16 | 0.48 ± 0.15 | 0.12 ± 0.09 |
 
 Means over the seeds 10 to 19, with twice the standard error. The settings were chosen among some thirty by the seeds 0
-to 9, on which the first row had been 0.93: a choice flatters its own data. The states of (e_1, r_1) and of e_2 agree after
-the layer (cosine 0.96 to 0.99 with the bridge, about 0.1 without) even where answers are wrong. Without positions AdamW
-answers a tenth to a quarter of the questions, and with LayerNorm at width 16 no more than a third. Unlike in the
+to 9, on which the first row had been 0.93: a choice flatters its own data. The states of (e_1, r_1) and of e_2 agree
+after the layer (cosine 0.96 to 0.99 with the bridge, about 0.1 without) even where answers are wrong. Without positions
+AdamW answers a tenth to a quarter of the questions, and with LayerNorm at width 16 no more than a third. Unlike in the
 Emb-MLP a smaller start does not help: on the seeds 0 to 9 and at width 24, with the bridge,
 
 | decay | ε = 0.05 | 0.1 | 0.2 |

@@ -31,9 +31,9 @@ _LONG = 4e3  # times 1/ε: after the last direction of separate heads
 
 def check_merged(trace: Trace = trace) -> list[Check]:
     """Merged key-query: σ(t) on white inputs, a single drop on others, and what is conserved."""
-    furthest, drift = settled(partial(_white, trace))
+    (furthest,) = settled(partial(_white, trace))
     losses = plateau_losses(EIGENVALUES, NUM_EXAMPLES)
-    *plateaus, num_drops = settled(partial(_single_drop, trace))
+    *plateaus, num_drops, drift = settled(partial(_single_drop, trace))
     model, paper = f"{PAPER}, gradient flow of the model", f"{PAPER}, merged KQ"
     return [
         judge("merged heads, Λ = I: largest |W - σ(t) I|", paper, "reported", 0.0, furthest, 1e-6),
@@ -114,21 +114,20 @@ def check_ranks(trace: Trace = trace) -> list[Check]:
     ]  # fmt: skip
 
 
-def _white(trace: Trace, rtol: float) -> tuple[float, float]:
-    """Largest distance of W from σ(t) I, and the drift of the balance."""
+def _white(trace: Trace, rtol: float) -> list[float]:
+    """Largest distance of W from σ(t) I."""
     v = 1e-3 * jnp.array([1.0, -2.0, 0.5, 1.5])
     params0 = {"v": v, "u": v[:, None, None] * jnp.eye(SIZE)[None] / np.sqrt(SIZE)}
     traj = trace(setting((1.0,) * SIZE), params0, 6.0, rtol=rtol)
     sigma = np.asarray(merged_curve(traj.ts, SIZE, NUM_EXAMPLES, float(jnp.linalg.norm(v))))
-    return float(np.max(np.abs(traj["map"] - sigma[:, None, None] * np.eye(SIZE)))), traj.stats["conservation"][
-        "balance"
-    ]
+    return [float(np.max(np.abs(traj["map"] - sigma[:, None, None] * np.eye(SIZE))))]
 
 
 def _single_drop(trace: Trace, rtol: float) -> list[float]:
-    """First plateau, last loss and number of drops of merged heads from a Gaussian start."""
+    """First plateau, last loss, number of drops and drift of the balance of merged heads from a Gaussian start."""
     end = float(plateau_losses(EIGENVALUES, NUM_EXAMPLES)[-1]) + _CLOSE
-    return _plateaus(trace(setting(), gaussian(_SCALE, 0, None), 400.0, end=end, rtol=rtol), 2)
+    traj = trace(setting(), gaussian(_SCALE, 0, None), 400.0, end=end, rtol=rtol)
+    return [*_plateaus(traj, 2), traj.stats["conservation"]["balance"]]
 
 
 def _plateaus(traj: Trajectory, num: int) -> list[float]:
