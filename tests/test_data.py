@@ -187,6 +187,26 @@ def test_corpus_by_hand(tmp_path):
     assert repr(corpus) == "Corpus(3 words, 139 bigrams: a b <oov> ...)"
 
 
+def test_contexts_are_windows_of_the_text(tmp_path):
+    """A text of 4 words a line: where a context begins is seen from its first word."""
+    path = tmp_path / "count.txt"
+    path.write_text("zero one two three\n" * 50, encoding="utf-8")
+    numbers = {word: i for i, word in enumerate(td_data.read_corpus(path, 4).words)}
+    assert set(numbers) == {"zero", "one", "two", "<oov>"}
+    cycle = [numbers[word] for word in ("zero", "one", "two", "<oov>")]
+    contexts = td_data.read_contexts(path, 4, 30, 6, key=jr.key(0))
+    assert contexts["tokens"].shape == (30, 6)
+    for row, target in zip(np.asarray(contexts["tokens"]), np.asarray(contexts["targets"]), strict=True):
+        first = cycle.index(row[0])
+        assert [*row, target] == [cycle[(first + i) % 4] for i in range(7)]
+    every = td_data.read_contexts(path, 4, 194, 6, key=jr.key(1))
+    assert (
+        np.bincount(np.asarray(every["targets"]), minlength=4).tolist() == np.bincount((np.arange(6, 200)) % 4).tolist()
+    )
+    with pytest.raises(ValueError, match="has 194 of this length"):
+        td_data.read_contexts(path, 4, 195, 6, key=jr.key(0))
+
+
 def test_line_breaks_do_not_matter(tmp_path):
     one, other = tmp_path / "one.txt", tmp_path / "other.txt"
     one.write_text("a b c " * 30, encoding="utf-8")

@@ -9,6 +9,7 @@ import pytest
 from runs import attention_run, bridge_run, factorization_run, two_layer_run
 from thetadot.experiments import (
     EXPERIMENTS,
+    AnchorTask,
     FocusDilution,
     IdentityBridge,
     MatrixFactorization,
@@ -214,3 +215,23 @@ def test_rank_collapse_condenses_collapses_and_rises_again():
     left = int(np.argmax(traj["loss"] < 0.9))  # the origin
     assert traj["w_1_stable_rank"][left] < 1.001 < 1.5 < traj["w_q_stable_rank"][left]
     assert np.min(traj["w_q_stable_rank"]) < 1.01 and traj["w_q_stable_rank"][-1] > 1.1
+
+
+@pytest.mark.slow
+def test_the_anchor_task_condenses_collapses_and_rises_again():
+    """Outer weights are of rank one when queries and keys become so, just below the condensed saddle."""
+    traj = run(AnchorTask(t1=2250.0, rtol=1e-4))
+    deepest = int(np.argmin(traj["w_q_stable_rank"]))
+    for name in ("w_1", "w_2", "w_v", "w_q", "w_k"):
+        assert traj[f"{name}_stable_rank"][deepest] < 1.01 < 3 < traj[f"{name}_stable_rank"][0]
+    assert 1.9 < traj["loss"][deepest] < 2.1 < 0.9 * np.log(14)
+    assert traj["w_q_stable_rank"][-1] > 1.5 and traj["loss"][-1] < 1.5
+
+
+def test_the_anchor_task_knows_its_signal():
+    """Its largest singular value says when the origin is left: T̄*/(ε s_1) with a T̄* of a fifth to a quarter."""
+    setup = AnchorTask().setup()
+    s = setup.notes["signal_singular_values"]
+    assert len(s) == 12 and s[0] == pytest.approx(1.0209537, rel=1e-6)
+    assert setup.plateaus == {"origin": pytest.approx(np.log(14))}
+    assert float(setup.problem.loss(setup.params0)) == pytest.approx(np.log(14), rel=1e-9)

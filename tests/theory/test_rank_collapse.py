@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import wrong_anchors
 
 from thetadot.models import attention_classifier as model
 from thetadot.theory import rank_collapse as rc
-from thetadot.theory.rank_collapse import flows
+from thetadot.theory.rank_collapse import anchor, flows
 
 # --- closed forms ---
 
@@ -83,6 +84,28 @@ def test_flows_have_the_losses_of_the_model():
             assert float(flows.loss(params, setting)) == pytest.approx(expected, rel=1e-13)
 
 
+# --- anchor task ---
+
+
+def test_the_anchor_signal_is_the_gradient_at_small_weights():
+    """-dL/dW_1 → W_V^T G W_2^T as ε → 0, and likewise for the other two."""
+    sequences, params = anchor.anchor_sequences(1), anchor.anchor_start(1e-4, 1)
+    slope = jax.jit(jax.grad(anchor._loss))(params, sequences)
+    w_v, w_1, w_2, signal = params["w_v"][0], params["w_1"], params["w_2"], anchor.anchor_signal(sequences)
+    predicted = {"w_v": (signal @ (w_1 @ w_2).T)[None], "w_1": w_v.T @ signal @ w_2.T, "w_2": (w_v @ w_1).T @ signal}
+    for name, expected in predicted.items():
+        assert float(jnp.linalg.norm(slope[name] + expected)) < 1e-5 * float(jnp.linalg.norm(expected))
+
+
+def test_the_drive_of_the_anchor_task_is_the_gradient_at_small_queries_and_keys():
+    sequences, params = anchor.anchor_sequences(1), anchor.anchor_start(0.5, 1)
+    small = params | {name: 1e-5 * params[name] for name in ("w_q", "w_k")}
+    slope = jax.jit(jax.grad(anchor._loss))(small, sequences)
+    drive = anchor._drive({name: params[name].reshape(params[name].shape[-2:]) for name in anchor._OUTER}, sequences)
+    for name, expected in (("w_q", drive @ small["w_k"][0]), ("w_k", drive.T @ small["w_q"][0])):
+        assert float(jnp.linalg.norm(slope[name][0] + expected)) < 1e-6 * float(jnp.linalg.norm(expected))
+
+
 # --- wrong flows ---
 
 
@@ -128,6 +151,7 @@ CONTROLS = {
     "check_collapse_quality": (another_draw, cut_short),
     "check_three_stages": (large_start,),
     "check_conservation": (loosely_solved,),
+    "check_anchor_task": (wrong_anchors.large_start, wrong_anchors.condensed_start, wrong_anchors.long_embedding),
 }
 BY_NAME: dict[str, Any] = {check.__name__: check for check in rc.CHECKS}
 QUICK = ("check_gradient_separation",)
@@ -171,6 +195,14 @@ def test_gradients_of_another_point_are_not_separated():
 
 def test_every_check_has_a_control():
     assert set(CONTROLS) | {"check_gradient_separation"} == set(BY_NAME)  # the test above
+
+
+@pytest.mark.slow
+def test_the_anchor_task_with_the_answers_of_other_sequences_is_another_task(monkeypatch):
+    """They are learned by heart in the same three stages, but at another time and from other queries; two draws."""
+    monkeypatch.setattr(anchor, "_DRAWS", range(2))
+    failed = [check.claim for check in rc.check_anchor_task(wrong_anchors.shuffled_answers) if not check.passed]
+    assert any("ε t/T̄*" in claim for claim in failed) and any("Eq. 14" in claim for claim in failed)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from thetadot.data.teachers import observed_entries as observed_entries
 from thetadot.data.teachers import orthogonal_target as orthogonal_target
 from thetadot.data.teachers import ridge_samples as ridge_samples
 from thetadot.data.text import Corpus as Corpus
+from thetadot.data.text import read_contexts as read_contexts
 from thetadot.data.text import read_corpus as read_corpus
 from thetadot.data.two_hop import Facts as Facts
 from thetadot.data.two_hop import TwoHopTask as TwoHopTask

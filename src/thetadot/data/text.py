@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from thetadot._types import Key
 from thetadot.data.chains import stationary_law
 
 OUT_OF_VOCABULARY = "<oov>"
@@ -74,10 +76,52 @@ def read_corpus(source: str | Path, vocab_size: int, smoothing: float = 1.0) -> 
         ValueError: If the source cannot be read, is not text, is empty, has fewer than `vocab_size` different words,
             or fewer than 10 words per vocabulary entry.
     """
-    if vocab_size < 2:
-        raise ValueError(f"`vocab_size` must be at least 2, one word and {OUT_OF_VOCABULARY}; got {vocab_size}.")
     if not smoothing > 0:
         raise ValueError(f"`smoothing` must be positive, so that the stationary law is unique; got {smoothing:g}.")
+    words, tokens = _read_tokens(source, vocab_size)
+    return _corpus(words, tokens, smoothing)
+
+
+def read_contexts(
+    source: str | Path, vocab_size: int, num: int, length: int, *, key: Key
+) -> dict[str, Int[Array, "..."]]:
+    """Contexts of a text with the word that follows each, as `models.decoder` takes them.
+
+    Args:
+        source: As in `read_corpus`, whose vocabulary the tokens number.
+        vocab_size: d, the number of vocabulary entries including `<oov>`.
+        num: Number of contexts N; they begin at different places, and may overlap.
+        length: Their length n in words.
+        key: Draws the places.
+
+    Returns:
+        `{"tokens": (N, n), "targets": (N,)}`, 32-bit integers.
+
+    Raises:
+        ValueError: As `read_corpus`; or the text has fewer contexts.
+    """
+    _, tokens = _read_tokens(source, vocab_size)
+    places = len(tokens) - length
+    if length < 1 or not 1 <= num <= places:
+        raise ValueError(
+            f"`read_contexts(num={num}, length={length})` needs at least one context of one word and a text that has "
+            f"as many; {str(source)!r} has {max(places, 0)} of this length."
+        )
+    rng = np.random.default_rng(np.asarray(jr.key_data(key)))
+    starts = rng.choice(places, num, replace=False)
+    windows = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int32)
+    return {"tokens": jnp.asarray(windows[:, :-1]), "targets": jnp.asarray(windows[:, -1])}
+
+
+def split_words(text: str) -> list[str]:
+    """Cuts a text into lowercase words and signs: `Don't! @-@` gives `["don't", "!", "@-@"]`."""
+    return _WORD.findall(text.lower())
+
+
+def _read_tokens(source: str | Path, vocab_size: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """The vocabulary, most frequent words first, and the text as numbers of its entries."""
+    if vocab_size < 2:
+        raise ValueError(f"`vocab_size` must be at least 2, one word and {OUT_OF_VOCABULARY}; got {vocab_size}.")
     name = str(source)
     texts = _hub_texts(name) if name.startswith("hub:") else _file_texts(Path(source))
     vocabulary: dict[str, int] = {}
@@ -91,12 +135,7 @@ def read_corpus(source: str | Path, vocab_size: int, smoothing: float = 1.0) -> 
     renumber[kept] = np.arange(vocab_size - 1)
     spelled = list(vocabulary)
     words = (*(spelled[i] for i in kept), OUT_OF_VOCABULARY)
-    return _corpus(words, renumber[tokens], smoothing)
-
-
-def split_words(text: str) -> list[str]:
-    """Cuts a text into lowercase words and signs: `Don't! @-@` gives `["don't", "!", "@-@"]`."""
-    return _WORD.findall(text.lower())
+    return words, renumber[tokens]
 
 
 def _corpus(words: tuple[str, ...], tokens: np.ndarray, smoothing: float) -> Corpus:

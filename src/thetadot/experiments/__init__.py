@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from thetadot.experiments._setup import Setup as Setup
+from thetadot.experiments.anchor_task import AnchorTask as AnchorTask
 from thetadot.experiments.focus_dilution import FocusDilution as FocusDilution
 from thetadot.experiments.identity_bridge import IdentityBridge as IdentityBridge
 from thetadot.experiments.matrix_factorization import MatrixFactorization as MatrixFactorization
@@ -26,6 +27,7 @@ EXPERIMENTS: dict[str, type] = {
     "identity-bridge": IdentityBridge,
     "matrix-factorization": MatrixFactorization,
     "rank-collapse": RankCollapse,
+    "anchor-task": AnchorTask,
     "three-layer": ThreeLayer,
     "multi-stage-loss": MultiStageLoss,
 }

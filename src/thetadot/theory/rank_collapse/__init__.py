@@ -7,8 +7,11 @@
 | `condensation` | stage 1: effective dynamics, condensation condition, escape time |
 | `key_query` | stage 2: growth of queries and keys at s_1(F), their collapse to rank one, sizes of gradients |
 | `three_stages` | all stages in one flow of the paper's model; invariants |
+| `anchor` | all stages of the anchor-function task in a decoder between fixed ends |
 """
 
+from .anchor import anchor_signal as anchor_signal
+from .anchor import check_anchor_task
 from .closed_forms import collapse_exponent as collapse_exponent
 from .closed_forms import effective_params as effective_params
 from .closed_forms import effective_rate as effective_rate
@@ -33,5 +36,6 @@ CHECKS = (
     check_collapse_quality,
     check_three_stages,
     check_conservation,
+    check_anchor_task,
 )
 """Each measures a few claims; most take another flow than `flows.trace`, so that a wrong one can be seen to fail."""
