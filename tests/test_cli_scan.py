@@ -124,6 +124,7 @@ def scanned(tmp_path_factory):
     return store, [*argv, "--law", "log", "--store", str(store), "--json"]
 
 
+@pytest.mark.slow
 def test_two_layers_leave_their_saddle_after_half_the_logarithm(scanned, capsys):
     """Both layers grow like e^{st} along the mode s = 2: the escape time is (1/s) log(1/ε) and a constant."""
     store, argv = scanned

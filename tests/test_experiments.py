@@ -86,6 +86,7 @@ def test_completion_recovers_what_it_does_not_see():
     assert "unobserved_error" in single.observables and "final_stage_pairs" not in single.observables  # no hidden layer
 
 
+@pytest.mark.slow
 def test_two_hop_questions_are_answered_with_the_bridge_alone():
     bridge, alone = bridge_run(), bridge_run(0.0)
     for traj, answered in ((bridge, 1.0), (alone, 0.0)):
@@ -98,6 +99,7 @@ def test_two_hop_questions_are_answered_with_the_bridge_alone():
     assert bridge["latent_alignment"][-1] > 0.99 > 0.6 > abs(alone["latent_alignment"][-1])
 
 
+@pytest.mark.slow
 def test_multi_stage_loss_rests_at_the_best_linear_fit():
     traj = two_layer_run()
     x, y = (np.array(traj.provenance["notes"][name]) for name in ("inputs", "targets"))

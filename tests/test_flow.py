@@ -86,7 +86,7 @@ def network_errors(num_layers, rtol):
     return mode_error, abs(time_measured / escape - 1)
 
 
-@pytest.mark.parametrize("num_layers", [2, 3])
+@pytest.mark.parametrize("num_layers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_linear_networks_are_exact_and_their_error_falls_with_the_tolerance(num_layers):
     loose, tight = network_errors(num_layers, 1e-3), network_errors(num_layers, 1e-7)
     assert loose[0] < 3e-2 and tight[0] < 1e-5

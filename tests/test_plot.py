@@ -30,7 +30,9 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("make", EXPECTED)
+@pytest.mark.parametrize(
+    "make", [attention_run, bridge_run, factorization_run, pytest.param(two_layer_run, marks=pytest.mark.slow)]
+)
 def test_every_figure_is_a_png_and_names_its_tolerance(make):
     traj = make()
     figures = plot.figures(traj)
@@ -75,6 +77,7 @@ def test_densities_are_shares_a_decade():
     np.testing.assert_allclose(found, [[0.5, 0.25, 0.0], [0.0, 0.0, 2.0]])  # a zero is below every decade
 
 
+@pytest.mark.slow
 def test_amplitudes_figure_draws_the_distance():
     traj = two_layer_run()
     figure = plot.amplitudes_figure(traj)

@@ -91,6 +91,7 @@ def wait_for(path, pattern, process):
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_a_killed_scan_goes_on_inside_its_lanes(start, tmp_path, uninterrupted, num_steps_taken):
     """Killed in the second of the three flows of a lane; equal bit for bit."""
     path = tmp_path / "scan.zarr"

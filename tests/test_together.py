@@ -159,6 +159,7 @@ def test_nothing_to_do():
     assert list(drive_together(lambda: None, 4)) == []
 
 
+@pytest.mark.slow
 def test_lanes_share_their_program():
     """A second batch, with other data and starts, compiles nothing."""
     together([layers(eps) for eps in (1e-3, 1e-2)], 10.0, width=2)

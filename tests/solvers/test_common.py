@@ -77,17 +77,13 @@ def test_a_field_that_is_not_finite_is_never_accepted(name):
     assert int(solved.num_accepted) == 0 < int(solved.num_rejected) and not bool(solved.successful)
 
 
-QUICK = {("deflated", "three layers")}
 DEFAULTS = {"deflated": "auto", "krylov": "krylov", "stabilized": "stabilized"}
-ESCAPES = [
-    pytest.param(name, trace, rtol, marks=() if (name, trace) in QUICK and rtol == 1e-3 else pytest.mark.slow)
-    for name in SOLVERS
-    for trace in ("three layers", "attention")
-    for rtol in (1e-2, 1e-3, 1e-4, 1e-6)
-]
 
 
-@pytest.mark.parametrize("name, trace, rtol", ESCAPES)
+@pytest.mark.slow
+@every_solver
+@pytest.mark.parametrize("trace", ["three layers", "attention"])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-4, 1e-6])
 def test_escape_times_follow_rtol(name, trace, rtol):
     assert np.max(np.abs(escape_errors(trace, DEFAULTS[name], rtol))) < 2 * rtol
 

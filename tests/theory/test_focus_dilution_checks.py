@@ -24,7 +24,7 @@ CONTROLS = {
     "check_number_of_samples": (another_chain,),
 }
 BY_NAME: dict[str, Any] = {check.__name__: check for check in fd.CHECKS}
-QUICK = ("check_second_saddle", "check_saddle_spectrum")  # the others take minutes together
+QUICK = ("check_saddle_spectrum",)  # the others take minutes together
 
 
 def marked(names):

@@ -86,6 +86,7 @@ def test_degenerate_loss():
     assert traj["loss"][-1] > float(theory.entropy_rate(SYMMETRIC, td.data.persistent_chain(SYMMETRIC, 0.5))) + 0.1
 
 
+@pytest.mark.slow
 def test_condensation_time_against_the_scale():
     """T_I = (1/μ₁) log(1/ε) + O(1): the slope over five decades to 1 %."""
     scales = np.logspace(-7, -3, 5)
