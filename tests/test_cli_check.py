@@ -1,8 +1,10 @@
 """`thetadot check`: verdicts as a table and as JSON, and the exit code."""
 
 import json
+import re
 
 import pytest
+import rich
 
 from thetadot import cli_check, theory
 from thetadot.cli import main
@@ -36,20 +38,21 @@ def test_the_exit_code_is_1_when_a_claim_fails(names, code, capsys):
     assert "holds" in out or names == ["unreached"]
 
 
-def test_the_table_has_both_numbers(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+def test_the_table_has_both_numbers(capsys):
     main(["check", "wrong"])
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "FAILS" in line)
-    assert [part.strip() for part in line.strip("│ ").split("│")] == [
-        "FAILS",
-        "claim 1",
-        "1",
-        "2",
-        "0.001",
-        "0.1",
-        "reported",
-        "a source",
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = (row for row, line in enumerate(lines) if "FAILS" in line)
+    assert re.split(r"\s{2,}", lines[row].strip()) == ["FAILS", "claim 1", "1", "2", "0.001", "0.1"]
+    assert lines[row + 1].strip() == "reported, a source"
+
+
+def test_numbers_are_whole_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    check = judge("a claim " * 20, "a source", "paper", -1.2345678e-6, Measured(-1.2345679e-6, 1e-13), 1e-12)
+    rich.print(cli_check.verdict_table([check], "right"))
+    shown = capsys.readouterr().out
+    assert "-1.2345678e-06   -1.2345679e-06     1e-13       1e-12" in shown
+    assert shown.split().count("claim") == 21 and max(map(len, shown.splitlines())) <= 80
 
 
 def test_json_is_a_list_of_checks_and_nothing_else(capsys):

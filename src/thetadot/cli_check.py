@@ -4,8 +4,10 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from thetadot import report
 from thetadot.theory import CHECKS, Check, iterate_checks
@@ -44,8 +46,11 @@ def check_claims(names: Sequence[str], json: bool, out: Console, log: Console) -
 
 def verdict_table(checks: Iterable[Check], title: str) -> Table:
     """One row a claim: the verdict, what was predicted and measured, how well, and how far apart they may be."""
-    table = Table("", "claim", "predicted", "measured", "± error", "tolerance", "status", "reference", title=title)
+    table = Table("", "claim", title=title, box=SIMPLE_HEAD)
+    for column in ("predicted", "measured", "± error", "tolerance"):
+        table.add_column(column, justify="right", no_wrap=True)
     for check in checks:
         numbers = f"{check.predicted:.8g}", f"{check.measured:.8g}", f"{check.error:.1g}", f"{check.tolerance:.1g}"
-        table.add_row("holds" if check.passed else "FAILS", check.claim, *numbers, check.status, check.reference)
+        claim = Text.assemble(check.claim, "\n", (f"{check.status}, {check.reference}", "dim"))
+        table.add_row("holds" if check.passed else "FAILS", claim, *numbers)
     return table
