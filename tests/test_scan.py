@@ -159,12 +159,15 @@ def test_every_kind_of_failure_stays_in_its_lane(engine):
     np.testing.assert_allclose(ds.t_end.sel(kind="blow-up"), 1 / (8 * 0.5**2), rtol=1e-4)
 
 
-def test_a_lane_with_another_shape_fails_and_the_others_stay(monkeypatch):
-    monkeypatch.setattr(engines, "num_cores", lambda: 1)  # the shape is that of the lane that ends first
+def test_a_lane_with_another_shape_fails_and_the_others_stay():
     ds = solve(make, {"x0": [0.1, 0.2, 0.6]}, measure={"ends": lambda t: ends(t)[: 1 if t["x"][0] > 0.5 else 2]})
-    assert list(ds.status) == ["done", "done", "failed"]
-    assert "shape (1,) in this lane and (2,)" in str(ds.result.values[2])
-    assert np.all(np.isfinite(ds.ends[:2])) and np.all(np.isnan(ds.ends[2]))
+    failed = (ds.status == "failed").values
+    assert failed.tolist() in (
+        [False, False, True],
+        [True, True, False],
+    )  # the shape is that of the lane that ends first
+    assert all("in this lane and" in str(result) for result in ds.result.values[failed])
+    assert np.all(np.isfinite(ds.ends[~failed])) and np.all(np.isnan(ds.ends[failed]))
 
 
 @pytest.mark.parametrize("start", [None, (None, None), ("problem", "params0")])
