@@ -207,6 +207,18 @@ def first_crossing(traj: Trajectory, name: str) -> float:
     return traj.crossings[name][0] if traj.crossings[name] else np.nan
 
 
+def row_at(traj: Trajectory, t: float) -> int:
+    """The first row at or after t; the last one if t is never reached or NaN."""
+    return min(int(np.searchsorted(traj.ts, t)), len(traj.ts) - 1)
+
+
+def growth_rate(traj: Trajectory, observable: str) -> float:
+    """`d log/dt` of an observable between the crossings `{observable} low` and `{observable} high`."""
+    (_, low), (_, high) = (traj.provenance["crossings"][f"{observable} {which}"] for which in ("low", "high"))
+    t_low, t_high = (first_crossing(traj, f"{observable} {which}") for which in ("low", "high"))
+    return float(np.log(high / low)) / (t_high - t_low)
+
+
 def _settle(times: list[float]) -> Measured:
     """The first time, with an error from how far the better ones are from it."""
     value, *better = times

@@ -4,7 +4,7 @@ import numpy as np
 
 from thetadot import observables
 from thetadot.laws import fit_log_law
-from thetadot.stages import first_crossing
+from thetadot.stages import first_crossing, growth_rate, row_at
 from thetadot.theory.check import Check, judge, settled, spread
 
 from .closed_forms import condensation_rate, moments, stage_time_slopes, unigram_loss
@@ -15,8 +15,6 @@ from .flows import (
     Trace,
     chain,
     gaussian,
-    growth_rate,
-    row_at,
     trace,
     weights,
 )

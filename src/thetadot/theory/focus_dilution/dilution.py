@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array
 
 from thetadot.models import attention
+from thetadot.stages import growth_rate
 from thetadot.theory.check import Check, judge, settled
 from thetadot.trajectory import Trajectory
 
@@ -16,7 +17,6 @@ from .flows import (
     all_attention,
     chain,
     gaussian,
-    growth_rate,
     rank_one_start,
     trace,
     weights,

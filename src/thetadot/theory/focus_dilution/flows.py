@@ -15,7 +15,6 @@ from thetadot._types import Data, LossFn, NamedParams
 from thetadot.flow import gradient_flow
 from thetadot.models import attention
 from thetadot.problem import Problem
-from thetadot.stages import first_crossing
 from thetadot.trajectory import Trajectory
 
 from .closed_forms import unigram_saddle
@@ -84,21 +83,9 @@ def trace(
     return gradient_flow(_problem(chain), params0, t1, observables=_OBSERVABLES, crossings=crossings, rtol=rtol)
 
 
-def growth_rate(traj: Trajectory, observable: str) -> float:
-    """`d log/dt` of an observable between its two levels."""
-    (_, low), (_, high) = (traj.provenance["crossings"][f"{observable} {which}"] for which in ("low", "high"))
-    t_low, t_high = (first_crossing(traj, f"{observable} {which}") for which in ("low", "high"))
-    return float(np.log(high / low)) / (t_high - t_low)
-
-
 def weights(traj: Trajectory, row: int) -> dict[str, Array]:
     """θ at a row of the trajectory."""
     return {name: jnp.asarray(traj[name][row]) for name in _WEIGHTS}
-
-
-def row_at(traj: Trajectory, t: float) -> int:
-    """The first row at or after t; the last one if t is never reached or NaN."""
-    return min(int(np.searchsorted(traj.ts, t)), len(traj.ts) - 1)
 
 
 def all_attention(traj: Trajectory, chain: Data) -> np.ndarray:

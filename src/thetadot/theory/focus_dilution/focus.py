@@ -5,6 +5,7 @@ import numpy as np
 from thetadot import observables
 from thetadot._types import Data
 from thetadot.models import attention
+from thetadot.stages import growth_rate
 from thetadot.theory.check import Check, judge, settled
 
 from .closed_forms import attention_growth_rate, outer_decay_rates, unigram_saddle
@@ -18,7 +19,6 @@ from .flows import (
     all_attention,
     chain,
     gaussian,
-    growth_rate,
     irreversible_chain,
     jacobian,
     trace,

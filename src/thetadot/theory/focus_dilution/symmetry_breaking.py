@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from thetadot.stages import first_crossing
+from thetadot.stages import first_crossing, growth_rate, row_at
 from thetadot.theory.check import Check, judge, settled
 
 from .closed_forms import degenerate_loss, transverse_matrix
@@ -16,9 +16,7 @@ from .flows import (
     Trace,
     chain,
     gaussian,
-    growth_rate,
     rank_one_start,
-    row_at,
     trace,
     weights,
 )

@@ -16,6 +16,7 @@ from thetadot._types import Data, NamedParams, Scalar
 from thetadot.flow import gradient_flow
 from thetadot.models import two_layer
 from thetadot.problem import Problem
+from thetadot.stages import row_at
 from thetadot.trajectory import Trajectory
 
 from .closed_forms import predicted_plateaus
@@ -65,11 +66,6 @@ def neurons(traj: Trajectory, row: int) -> dict[str, np.ndarray]:
     """θ at a row, without the masked neurons."""
     there = traj["a"][0] != 0
     return {"a": traj["a"][row][there], "w": traj["w"][row][there]}
-
-
-def row_at(traj: Trajectory, t: float) -> int:
-    """The first row at or after t; the last one if t is never reached or NaN."""
-    return min(int(np.searchsorted(traj.ts, t)), len(traj.ts) - 1)
 
 
 def slowest_row(traj: Trajectory, after: float) -> int:

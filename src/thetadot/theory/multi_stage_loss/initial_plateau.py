@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from thetadot.stages import row_at
 from thetadot.theory.check import Check, judge, settled, spread
 
 from .closed_forms import growth, linearized, linearized_fit
-from .flows import PAPER, Trace, curve, gaussian, neurons, row_at, trace
+from .flows import PAPER, Trace, curve, gaussian, neurons, trace
 from .measured import WIDTHS, power
 
 _STAGE = f"{PAPER}, initial plateau"

@@ -9,11 +9,11 @@ import numpy as np
 from thetadot import observables
 from thetadot._types import Data
 from thetadot.laws import Fit, fit_power_law
-from thetadot.stages import Measured, first_crossing
+from thetadot.stages import Measured, first_crossing, row_at
 from thetadot.trajectory import Trajectory
 
 from .closed_forms import growth, linear_crossings, moment_matrix, predicted_plateaus
-from .flows import MARGIN, Trace, curve, gaussian, neurons, row_at, slowest_row
+from .flows import MARGIN, Trace, curve, gaussian, neurons, slowest_row
 from .slow_flow import slow_escape_time
 
 WIDTHS = (100, 400, 1600, 3200)

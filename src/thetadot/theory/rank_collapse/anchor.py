@@ -28,7 +28,7 @@ from thetadot.data import anchor_task
 from thetadot.flow import gradient_flow
 from thetadot.models import decoder, trilinear
 from thetadot.problem import Problem
-from thetadot.stages import Measured, first_crossing
+from thetadot.stages import Measured, first_crossing, row_at
 from thetadot.theory.check import Check, Status, judge, spread
 from thetadot.trajectory import Trajectory
 
@@ -131,7 +131,7 @@ def _measure(trace: Trace, seed: int) -> dict[str, float]:
     end = float(blow_up(Problem(_effective_loss, signal), _outer(anchor_start(1.0, seed))).time)
     traj = trace(sequences, anchor_start(_SCALE, seed), 2 * end / _SCALE)
     escape = first_crossing(traj, "left")
-    left = min(int(np.searchsorted(traj.ts, escape)), len(traj.ts) - 1)
+    left = row_at(traj, escape)
     return {"escape": _SCALE * escape / end} | _condensation(traj, signal, left) | _collapse(traj, sequences, left)
 
 

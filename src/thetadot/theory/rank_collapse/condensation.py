@@ -9,7 +9,7 @@ from thetadot._types import Data, NamedParams
 from thetadot.flow import gradient_flow
 from thetadot.models import trilinear
 from thetadot.problem import Problem
-from thetadot.stages import first_crossing
+from thetadot.stages import first_crossing, row_at
 from thetadot.theory.check import Check, judge, settled, spread
 from thetadot.trajectory import Trajectory
 
@@ -25,7 +25,6 @@ from .flows import (
     effective_rate_of,
     escape,
     gaussian,
-    row_at,
     sequences,
     trace,
     weights,

@@ -13,7 +13,6 @@ from thetadot.blowup import blow_up
 from thetadot.flow import gradient_flow
 from thetadot.models import attention_classifier, trilinear
 from thetadot.problem import Problem
-from thetadot.stages import first_crossing
 from thetadot.trajectory import Trajectory
 
 from .closed_forms import effective_rate, effective_start
@@ -99,21 +98,9 @@ def effective_rate_of(setting: Data, scale: float) -> float:
     return float(effective_rate(setting, scale) / (1 + setting["saturation"]))
 
 
-def growth_rate(traj: Trajectory, observable: str) -> float:
-    """`d log/dt` of an observable between its two levels."""
-    (_, low), (_, high) = (traj.provenance["crossings"][f"{observable} {which}"] for which in ("low", "high"))
-    t_low, t_high = (first_crossing(traj, f"{observable} {which}") for which in ("low", "high"))
-    return float(np.log(high / low)) / (t_high - t_low)
-
-
 def weights(traj: Trajectory, row: int) -> dict[str, Array]:
     """θ at a row of the trajectory."""
     return {name: jnp.asarray(traj[name][row]) for name in WEIGHTS}
-
-
-def row_at(traj: Trajectory, t: float) -> int:
-    """The first row at or after t; the last one if t is never reached or NaN."""
-    return min(int(np.searchsorted(traj.ts, t)), len(traj.ts) - 1)
 
 
 def excess_rank(matrices: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from thetadot import observables
 from thetadot._types import Data, NamedParams
-from thetadot.stages import Measured, first_crossing
+from thetadot.stages import Measured, first_crossing, growth_rate, row_at
 from thetadot.theory.check import Check, Status, judge, settled
 
 from .closed_forms import collapse_exponent, key_query_flow, key_query_matrix, quasi_stationary
@@ -23,9 +23,7 @@ from .flows import (
     Trace,
     excess_rank,
     gaussian,
-    growth_rate,
     loss,
-    row_at,
     sequences,
     trace,
     weights,
