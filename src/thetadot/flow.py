@@ -177,8 +177,7 @@ def _make_flow(problem, params0, t1, ts, observables, crossings, stop, solver, r
 def _row_shapes(problem, params0, observables) -> dict:
     shapes = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in STANDING}
     for name, fn in observables.items():
-        out = jax.eval_shape(lambda p, fn=fn: jnp.asarray(fn(p, problem.data)), params0)
-        shapes[name] = out
+        shapes[name] = jax.eval_shape(lambda p, fn=fn: jnp.asarray(fn(p, problem.data)), params0)
     return shapes
 
 

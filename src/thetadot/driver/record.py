@@ -6,7 +6,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..problem import Problem, squared_norm
 from .state import Flow, Rows, State
@@ -52,50 +52,52 @@ def empty_rows(flow: Flow, problem: Problem, state: State) -> Rows:
     return Rows(series, ts, zero, jnp.zeros(room, int), jnp.zeros(room, state.t.dtype), zero)
 
 
-def record(flow: Flow, problem: Problem, state: State, rows: Rows, t0, t1, at: Callable, dissipated: Callable):
-    """Appends the end of the step, or the save times it passed."""
+def record(flow: Flow, problem: Problem, state: State, rows: Rows, t0, t1, at: Callable, dissipated: Callable, sound):
+    """Appends the end of the step, or the save times it passed; nothing if the step is not sound."""
     if flow.grid is None:
         row = observe(flow, problem, state.params, state.loss, state.grad, state.dissipation)
-        return state, _append(rows, state.t, row)
+        return state, _append(rows, state.t, row, sound)
     grid = flow.grid
 
     def pending(carry):
         saved, _ = carry
-        return (saved < grid.size) & (grid[jnp.minimum(saved, grid.size - 1)] <= state.t)
+        return sound & (saved < grid.size) & (grid[jnp.minimum(saved, grid.size - 1)] <= state.t)
 
     def save(carry):
         saved, rows = carry
         x = jnp.asarray((grid[saved] - t0) / (t1 - t0), state.loss.dtype)
         params, loss, grad = at(x)
-        return saved + 1, _append(rows, grid[saved], observe(flow, problem, params, loss, grad, dissipated(x)))
+        return saved + 1, _append(rows, grid[saved], observe(flow, problem, params, loss, grad, dissipated(x)), sound)
 
     saved, rows = jax.lax.while_loop(pending, save, (state.saved, rows))
     return eqx.tree_at(lambda s: s.saved, state, saved), rows
 
 
-def record_crossings(rows: Rows, t0, t1, roots: Float[Array, "I C"]) -> Rows:
-    """Appends the crossings of a step, earliest first."""
+def record_crossings(rows: Rows, t0, t1, roots: Float[Array, "I C"], crossed: Bool[Array, ""]) -> Rows:
+    """Appends the crossings of a step, earliest first, if there are any."""
     if roots.size == 0:
         return rows
-    times = roots.ravel()
-    order = jnp.argsort(times)
-    # Slots beyond the end are dropped: those of the crossings that did not happen.
-    slots = jnp.where(jnp.isfinite(times[order]), rows.num_crossings + jnp.arange(times.size), rows.crossing.size)
-    where = lambda r: (r.crossing, r.crossing_ts, r.num_crossings)  # noqa: E731
-    ts = t0 + times[order].astype(t0.dtype) * (t1 - t0)
-    which = order % roots.shape[1]
-    return eqx.tree_at(
-        where,
-        rows,
-        (
-            rows.crossing.at[slots].set(which, mode="drop"),
-            rows.crossing_ts.at[slots].set(ts, mode="drop"),
-            rows.num_crossings + jnp.sum(jnp.isfinite(times)),
-        ),
-    )
+
+    def append(crossing, crossing_ts, num_crossings):
+        times = roots.ravel()
+        order = jnp.argsort(times)
+        # Slots beyond the end are dropped: those of the crossings that did not happen.
+        slots = jnp.where(jnp.isfinite(times[order]), num_crossings + jnp.arange(times.size), crossing.size)
+        ts = t0 + times[order].astype(t0.dtype) * (t1 - t0)
+        return (
+            crossing.at[slots].set(order % roots.shape[1], mode="drop"),
+            crossing_ts.at[slots].set(ts, mode="drop"),
+            num_crossings + jnp.sum(jnp.isfinite(times)),
+        )
+
+    so_far = rows.crossing, rows.crossing_ts, rows.num_crossings
+    now = jax.lax.cond(crossed, append, lambda *so_far: so_far, *so_far)
+    return eqx.tree_at(lambda r: (r.crossing, r.crossing_ts, r.num_crossings), rows, now)
 
 
-def _append(rows: Rows, t, row: dict[str, Array]) -> Rows:
-    series = {name: rows.series[name].at[rows.count].set(row[name]) for name in row}
+def _append(rows: Rows, t, row: dict[str, Array], sound: Bool[Array, ""]) -> Rows:
+    """Writes the next row; one of a step that is not sound falls off the end."""
+    slot = jnp.where(sound, rows.count, rows.ts.size)
+    series = {name: rows.series[name].at[slot].set(row[name], mode="drop") for name in row}
     where = lambda r: (r.series, r.ts, r.count)  # noqa: E731
-    return eqx.tree_at(where, rows, (series, rows.ts.at[rows.count].set(t), rows.count + 1))
+    return eqx.tree_at(where, rows, (series, rows.ts.at[slot].set(t, mode="drop"), rows.count + sound.astype(int)))

@@ -145,12 +145,13 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
     outcome = jnp.where(stopped, int(Outcome.STOPPED), outcome)
     moved = eqx.tree_at(lambda s: s.outcome, moved, outcome)
 
-    moved, rows_moved = record(flow, problem, moved, rows, step.t0, step.t1, at, dissipated)
-    rows_moved = record_crossings(rows_moved, step.t0, step.t1, roots)
     sound = _is_sound(state, moved, losses[:2])
+    moved, rows = record(flow, problem, moved, rows, step.t0, step.t1, at, dissipated, sound)
+    roots = jnp.where(sound, roots, jnp.inf)
+    crossed = _in_any_lane(flow, jnp.any(jnp.isfinite(roots)))
+    rows = record_crossings(rows, step.t0, step.t1, roots, crossed)
     rejected = _reject(state, (3 * state.t + step.t1) / 4)
-    choose = lambda new, old: jnp.where(sound, new, old)  # noqa: E731
-    return jax.tree.map(choose, moved, rejected), jax.tree.map(choose, rows_moved, rows)
+    return jax.tree.map(lambda new, old: jnp.where(sound, new, old), moved, rejected), rows
 
 
 def _is_sound(before: State, after: State, inside: Float[Array, " K"]) -> Bool[Array, ""]:

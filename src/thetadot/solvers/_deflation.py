@@ -11,11 +11,13 @@ from jaxtyping import Array, Float
 _STARTING_ITERATIONS = 8  # of the block power method, before the first step
 _PASSES = 4  # of Cholesky QR at most
 _ORTHOGONAL = 2 / 3  # VᵀV − I of the size ε_machine to this power is good enough: far below any tolerance
+_DIAGONAL = 0.01  # h ‖VᵀJV − diag‖ below which the basis is kept as it is: a fifth-order method leaves 1e-10 of it
+_SMALL_RANK = 8  # whose rotation costs no more than the question whether it is needed
 _LAPACK_THREADS = 9216  # entries of a matrix from which OpenBLAS starts threads
 
 
 class Deflation(eqx.Module):
-    """A = V diag(μ) Vᵀ, the deflated part of the Jacobian J, with the image J V."""
+    """A = V diag(μ) Vᵀ, the deflated part of the Jacobian J, with the image J V; μ is the diagonal of VᵀJV."""
 
     vectors: Float[Array, "P k"]
     rates: Float[Array, " k"]
@@ -32,15 +34,28 @@ def starting_block(product: Product, num_params: int, rank: int, dtype) -> Float
 
 
 def rayleigh_ritz(
-    product: Product, block: Float[Array, "P k"], vector: Float[Array, " P"]
+    product: Product, block: Float[Array, "P k"], vector: Float[Array, " P"], h: Float[Array, ""]
 ) -> tuple[Deflation, Float[Array, " P"]]:
-    """Ritz pairs of the Jacobian J in the span of `block`, and J `vector` from the same product."""
+    """Ritz pairs of the Jacobian J in the span of `block`, and J `vector` from the same product.
+
+    A block that was an image of Ritz vectors stays close to Ritz vectors, by orthogonal iteration. Where its projection
+    is diagonal on the scale of a step h, a large one is not rotated: that would take longer than all else.
+    """
     basis = orthonormal(block)
     images = product(jnp.concatenate([basis, vector[:, None]], axis=1))
     image = images[:, :-1]
     projected = basis.T @ image
-    rates, rotation = jnp.linalg.eigh((projected + projected.T) / 2)
-    return Deflation(basis @ rotation, rates, image @ rotation), images[:, -1]
+    projected = (projected + projected.T) / 2
+    rates = jnp.diagonal(projected)
+
+    def rotated():
+        rates, rotation = jnp.linalg.eigh(projected)
+        return Deflation(basis @ rotation, rates, image @ rotation)
+
+    if rates.size <= _SMALL_RANK:
+        return rotated(), images[:, -1]
+    diagonal = h * jnp.linalg.norm(projected - jnp.diag(rates)) <= _DIAGONAL
+    return jax.lax.cond(diagonal, lambda: Deflation(basis, rates, image), rotated), images[:, -1]
 
 
 @jax.jit
@@ -56,24 +71,23 @@ def orthonormal(block: Float[Array, "P k"]) -> Float[Array, "P k"]:
         return jnp.linalg.qr(block)[0]
     noise = jr.normal(jr.key(1), block.shape, block.dtype)
     eye = jnp.eye(block.shape[1], dtype=block.dtype)
-    shift = 1e3 * jnp.finfo(block.dtype).eps
-
-    def gram_of(block):
-        return block.T @ block
+    shift = jnp.asarray(1e3 * jnp.finfo(block.dtype).eps, block.dtype)
 
     def improve(carry):
-        block, gram, passes = carry
-        lower = jnp.linalg.cholesky(gram + shift * eye)
-        block = unit_columns(block @ jax.scipy.linalg.solve_triangular(lower, eye, lower=True).T)
-        return block, gram_of(block), passes + 1
+        block, _, passes = carry
+        lower = jnp.linalg.cholesky(block.T @ block + shift * eye)
+        inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
+        far = jnp.linalg.norm(inverse - eye)
+        left = shift * far * (2 + far)  # bounds the angles that the shift leaves: VᵀV = I − shift L⁻¹L⁻ᵀ
+        return unit_columns(block @ inverse.T), left, passes + 1
 
     def unit_columns(block):
         size = jnp.linalg.norm(block, axis=0)
         return jnp.where(size[None] > 0, block, noise) / jnp.where(size > 0, size, jnp.linalg.norm(noise, axis=0))[None]
 
     def unfinished(carry):
-        _, gram, passes = carry
-        return (passes < _PASSES) & (jnp.max(jnp.abs(gram - eye)) > jnp.finfo(block.dtype).eps ** _ORTHOGONAL)
+        _, left, passes = carry
+        return (passes < _PASSES) & ~(left <= jnp.finfo(block.dtype).eps ** _ORTHOGONAL)
 
     block = unit_columns(block)
-    return jax.lax.while_loop(unfinished, improve, (block, gram_of(block), 0))[0]
+    return jax.lax.while_loop(unfinished, improve, (block, jnp.full_like(shift, jnp.inf), 0))[0]

@@ -86,9 +86,9 @@ def better_rank(rank: int, curvatures: np.ndarray, num_params: int) -> int:
 
 def with_rank(rank: int, state: DeflatedState) -> tuple[DeflatedExponential, DeflatedState]:
     """The solver of that rank; the space found so far is kept and filled up with random directions."""
-    num_params, found = state.block.shape
-    fresh = jr.normal(jr.key(rank), (num_params, min(rank, num_params) - found), state.block.dtype)
-    block = jnp.concatenate([state.block, fresh], axis=1)
+    found = np.asarray(state.block)
+    fresh = np.random.default_rng(rank).normal(size=(len(found), min(rank, len(found)) - found.shape[1]))
+    block = jnp.asarray(np.concatenate([found, fresh.astype(found.dtype)], axis=1))
     return DeflatedExponential(rank), DeflatedState(state.field, block, jnp.zeros_like(state.pressure))
 
 

@@ -109,7 +109,7 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
         field0 = jax.lax.cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
 
         delta = nudge(y)
-        A, change = rayleigh_ritz(_products(lambda x: field(t0, x), y), solver_state.block, delta)
+        A, change = rayleigh_ritz(_products(lambda x: field(t0, x), y), solver_state.block, delta, h)
         steps = jnp.stack([h, h / 2])
         tables = jax.vmap(lambda step: hochbruck_ostermann(jnp.append(step * A.rates, 0)))(steps)
         from_start = partial(exponential_step, field, A, t0, y, field0)
