@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
+import distributed
 import numpy as np
 import pytest
 import xarray as xr
@@ -114,7 +115,6 @@ def test_four_devices_give_the_same(on_threads, tmp_path):
 
 @pytest.mark.slow
 def test_a_cluster_gives_the_same(on_threads):
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         with distributed.Client(cluster) as client, client.get_executor() as executor:
             assert_same(scan_everywhere(executor=executor), on_threads)

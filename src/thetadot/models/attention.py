@@ -54,8 +54,7 @@ def population_loss(params: NamedParams, data: Data, logit_scale: float = 1.0) -
     Reference:
         arXiv 2605.01199, the limit (N, s) → ∞ of its loss.
     """
-    parts = composite(params)
-    return composite_loss(parts["m"], parts["phi"], data, logit_scale)
+    return _cross_entropy(_read(attention(params, data, logit_scale), params), data)
 
 
 def composite_loss(m: Float[Array, "d d"], phi: Float[Array, "d d"], data: Data, logit_scale: float = 1.0) -> Scalar:
@@ -63,9 +62,7 @@ def composite_loss(m: Float[Array, "d d"], phi: Float[Array, "d d"], data: Data,
 
     Its gradients are `∂L/∂M = Σ_i π_i A_i^T (p_i - P_i)` and `∂L/∂Φ_ij = π_i A_ij (e_j - A_i) M (p_i - P_i)^T`.
     """
-    stationary = data["stationary"]
-    log_p = jax.nn.log_softmax(_attention(logit_scale * phi, stationary) @ m)
-    return -jnp.sum(stationary[:, None] * data["transition"] * log_p)
+    return _cross_entropy(_attention(logit_scale * phi, data["stationary"]) @ m, data)
 
 
 def embedding_balance(params: NamedParams, data: Data | None = None) -> Float[Array, "m m"]:
@@ -104,9 +101,9 @@ def sampled_loss(params: NamedParams, data: Data, logit_scale: float = 1.0) -> S
     """
     if "counts" not in data:
         data = count_data(data["sequences"], data["targets"], params["w_0"].shape[0])
-    parts = composite(params)
-    counts = data["counts"].astype(parts["phi"].dtype)
-    log_p = jax.nn.log_softmax(_attention(logit_scale * parts["phi"][data["last"]], counts) @ parts["m"])
+    phi = composite(params)["phi"]
+    counts = data["counts"].astype(phi.dtype)
+    log_p = jax.nn.log_softmax(_read(_attention(logit_scale * phi[data["last"]], counts), params))
     return -jnp.mean(jnp.take_along_axis(log_p, data["targets"][:, None], axis=1))
 
 
@@ -121,3 +118,17 @@ def _attention(phi: Float[Array, "rows d"], weights: Float[Array, "..."]) -> Flo
     # log(0) = -inf is right here: the token type is absent, gets weight 0, and its derivative is 0.
     log_weights = jnp.log(weights)
     return jax.nn.softmax(phi + (log_weights[None, :] if log_weights.ndim == 1 else log_weights))
+
+
+def _read(attention: Float[Array, "rows d"], params: NamedParams) -> Float[Array, "rows d"]:
+    """`A W_0 W_1`, multiplied in the cheaper order: with many token types M = W_0 W_1 is large and of low rank."""
+    w_0, w_1 = params["w_0"], params["w_1"]
+    (rows, d), m = attention.shape, w_0.shape[1]
+    if 2 * rows * m < (rows + m) * d:
+        return (attention @ w_0) @ w_1
+    return attention @ (w_0 @ w_1)
+
+
+def _cross_entropy(logits: Float[Array, "d d"], data: Data) -> Scalar:
+    """`-Σ_i π_i Σ_j P_ij log softmax(logits_i)_j`."""
+    return -jnp.sum(data["stationary"][:, None] * data["transition"] * jax.nn.log_softmax(logits))
