@@ -1,7 +1,9 @@
 """Tables, ratios and figures of `solvers.py`."""
 
 import math
+from argparse import ArgumentTypeError
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from matplotlib.ticker import NullFormatter
@@ -15,6 +17,18 @@ HEADER = (
     f"{'gradients':>10} {'hessians':>9} {'products':>9}  note"
 )
 _MARKERS = "osD^v"
+
+
+def names_of(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+    """Parses names of these, separated by commas."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if unknown := set(names) - set(known):
+            raise ArgumentTypeError(f"unknown {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+        return names
+
+    return parse
 
 
 def line(row: dict) -> str:

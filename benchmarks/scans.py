@@ -31,7 +31,7 @@ import _scipy_lanes
 import thetadot as td
 from _apart import MAXRSS_A_MIB, START_CLOCK, outcome, run_apart
 from _flows import trace_a, trace_b
-from _report import table
+from _report import names_of, table
 from thetadot.driver import together
 from thetadot.problem import vector_field
 from thetadot.provenance import provenance
@@ -148,6 +148,10 @@ def pool(which: str, num_lanes: int, quick: bool) -> Lanes:
     return ours(which, num_lanes, quick, executor=workers())
 
 
+def pool_of_batches(which: str, num_lanes: int, quick: bool) -> Lanes:
+    return ours(which, num_lanes, quick, executor=workers(), engine="batches")
+
+
 def scipy_pool(which: str, num_lanes: int, quick: bool) -> Lanes:
     """SciPy's LSODA, a lane at a time."""
     ((_, level),) = SCANS[which]["measure"].values()
@@ -185,6 +189,7 @@ ENGINES = {
     "threads": partial(ours, engine="threads"),
     "batches": in_batches,
     "process pool": pool,
+    "process pool batches": pool_of_batches,
     "process pool SciPy LSODA": scipy_pool,
     "vmap our solver": partial(plain, solver=DeflatedExponential(8), mapped="vmap"),
     "vmap Tsit5": partial(plain, solver=dfx.Tsit5(), mapped="vmap"),
@@ -209,7 +214,7 @@ def measure(send, progress, which: str, engine: str, num_lanes: int, quick: bool
     row |= {"ms_a_lane": 1e3 * seconds / num_lanes, "compile_seconds": times[0] - seconds if times[1:] else None}
     row |= {"min_steps": int(steps.min()), "max_steps": int(steps.max()), "total_steps": int(steps.sum())}
     row |= {"lanes_a_second": num_lanes / seconds}
-    if run in (pool, scipy_pool):
+    if run in (pool, pool_of_batches, scipy_pool):
         workers().shutdown()  # the memory of a process is known when it has ended
         row["worker_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / MAXRSS_A_MIB
     send(row | {"note": "compilation included" if few else ""})
@@ -218,8 +223,8 @@ def measure(send, progress, which: str, engine: str, num_lanes: int, quick: bool
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lanes", type=int, default=256, help="of the even scan; the uneven one has a quarter of it")
-    parser.add_argument("--only", type=lambda text: tuple(text.split(",")), default=tuple(SCANS))
-    parser.add_argument("--engines", type=lambda text: tuple(text.split(",")), default=tuple(ENGINES))
+    parser.add_argument("--only", type=names_of(SCANS), default=tuple(SCANS))
+    parser.add_argument("--engines", type=names_of(ENGINES), default=tuple(ENGINES), help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--deadline", type=float, default=300.0, help="seconds for one engine")
     parser.add_argument("--quick", action="store_true", help="short flows, to see that everything runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")

@@ -28,7 +28,7 @@ import _studies
 from _apart import outcome, run_apart
 from _flows import flows
 from _ladder import FAMILIES, RTOLS, Reference, ladder, reference
-from _report import HEADER, line, summarize, summary_lines, table, tolerance_figure, work_precision_figure
+from _report import HEADER, line, names_of, summarize, summary_lines, table, tolerance_figure, work_precision_figure
 from thetadot.provenance import provenance
 
 PARTS = ("work", "plateaus", "tolerances", "floors", "lanes", "words")
@@ -44,9 +44,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--text", help="a corpus, such as WikiText-2; without it no flow is made of words")
     parser.add_argument("--large", action="store_true", help="the text with 1000 words too (minutes)")
     parser.add_argument("--quick", action="store_true", help="traces A and B with short deadlines: checks the script")
-    parser.add_argument("--only", type=_names, help="flows, separated by commas: A, A-cut, B, tanh, words")
-    parser.add_argument("--solvers", type=_names, help="solvers, separated by commas")
-    parser.add_argument("--parts", type=_names, default=PARTS, help=f"of {', '.join(PARTS)}")
+    solvers = [solver for family in FAMILIES.values() for solver in family]
+    parser.add_argument("--only", type=names_of(flows("all")), help=f"flows: {', '.join(flows('all'))}")
+    parser.add_argument("--solvers", type=names_of(solvers), help=f"of {', '.join(solvers)}")
+    parser.add_argument("--parts", type=names_of(PARTS), default=PARTS, help=f"of {', '.join(PARTS)}")
     parser.add_argument("--deadline", type=float, default=60.0, help="seconds for the ladder of one solver on one flow")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     chosen = parser.parse_args()
@@ -59,10 +60,6 @@ def options() -> argparse.Namespace:
 def _deadline(flow: str, solver: str, chosen: argparse.Namespace) -> float:
     usual: float = chosen.deadline
     return usual if chosen.quick else max(usual, DEADLINES.get((flow, solver), 0.0))
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
 
 
 def known_escapes(name: str, make) -> Reference:

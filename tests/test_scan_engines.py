@@ -51,8 +51,8 @@ def test_an_executor_runs_blocks_of_lanes(on_threads, monkeypatch, block_s):
     monkeypatch.setattr(engines, "_BLOCKS", 6)
     blocks, run_block = [], engines.run_block
 
-    def noted(packed, x64, lanes):
-        rows = run_block(packed, x64, lanes)
+    def noted(work, packed, x64, lanes):
+        rows = run_block(work, packed, x64, lanes)
         blocks.append((len(lanes), len(rows)))
         return rows
 
@@ -74,7 +74,10 @@ def test_an_executor_is_one_and_the_only_engine():
     job = Job(make, {"x0": X0}, 8.0, {}, {}, {}, "auto", 1e-6, False, 1000, True)
     with pytest.raises(ValueError, match=r"client.get_executor\(\)"):
         engines.choose_engine("auto", 4, job)
-    with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="leave `engine`='threads' out"):
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.raises(ValueError, match="leave `engine` out, or pass engine='batches'"),
+    ):
         engines.choose_engine("threads", executor, job)
 
 
@@ -89,6 +92,9 @@ def test_there_is_one_thread_a_device_or_a_core(monkeypatch):
 def test_a_spawned_pool_gives_the_same(on_threads):
     with spawned(2) as executor:
         assert_same(scan_everywhere(executor=executor), on_threads)
+        together = scan_everywhere(executor=executor, engine="batches").drop_vars("wall_s").load()
+        xr.testing.assert_allclose(together, on_threads, rtol=1e-8)
+        np.testing.assert_array_equal(together.num_steps, on_threads.num_steps)
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ _PATIENCE_S = 4.0  # for threads to leave their lanes after an interrupt; one th
 Take = Callable[[], int | None]  # the next lane to do, None if there is no more
 Put = Callable[[tuple[int, Row]], None]
 Check = Callable[[Report | None], None]  # raises `Interrupted` when the scan is over
+Work = Callable[[Job, Take, Put, Check], None]
 
 
 def threads(job: Job, lanes: Sequence[int]) -> Lanes:
@@ -80,7 +81,7 @@ def _side_by_side(job: Job, take: Take, put: Put, check: Check) -> None:
     try:
         look = keeping(job.folder, lambda: [lane.keep for lane in in_progress()], check)
         with jax.enable_x64(job.x64):
-            for run in drive_together(next_run, _WIDTHS.get(jax.default_backend(), _WIDE), look):
+            for run in drive_together(next_run, _width(), look):
                 lane, flow = ongoing.pop(id(run))
                 if lane.end(flow):
                     tighter.append(lane)
@@ -92,6 +93,10 @@ def _side_by_side(job: Job, take: Take, put: Put, check: Check) -> None:
         for lane in in_progress():
             put((lane.number, run_lane(job, lane.number, check)))
         _one_by_one(job, take, put, check)
+
+
+def _width() -> int:
+    return _WIDTHS.get(jax.default_backend(), _WIDE)
 
 
 def _next_lane(job: Job, tighter: deque[Lane], take: Take) -> Lane | None:
@@ -149,17 +154,19 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def blocks(executor: Executor, job: Job, lanes: Sequence[int]) -> Lanes:
+def blocks(executor: Executor, work: Work, job: Job, lanes: Sequence[int]) -> Lanes:
     """Blocks of lanes on the workers of an executor: a process pool, a cluster."""
     packed = _pack(job._replace(folder=None))  # workers may not see this disk
     size = max(1, min(_BLOCK, len(lanes) // _BLOCKS))
+    if work is _side_by_side:
+        size = max(size, 2 * _width())
     cut = [lanes[i : i + size] for i in range(0, len(lanes), size)]
 
     finished: SimpleQueue[Future] = SimpleQueue()  # to wait for all of them would look at each, each time
     running: dict[Future, Sequence[int]] = {}
 
     def submit(block: Sequence[int]) -> None:
-        future = executor.submit(run_block, packed, job.x64, block)
+        future = executor.submit(run_block, work, packed, job.x64, block)
         running[future] = block
         future.add_done_callback(finished.put)
 
@@ -170,25 +177,29 @@ def blocks(executor: Executor, job: Job, lanes: Sequence[int]) -> Lanes:
             future = finished.get()
             block = running.pop(future)
             rows = _rows(future)
-            if left := block[len(rows) :]:
+            if left := [lane for lane in block if lane not in rows]:
                 submit(left)
-            yield from zip(block, rows, strict=False)
+            yield from rows.items()
     finally:
         for future in running:
             future.cancel()
 
 
-def run_block(packed: bytes, x64: bool, lanes: Sequence[int]) -> list[Row]:
-    """The first of these lanes, as many as fit in the time of a block, on a worker."""
-    began, rows = time.perf_counter(), []
+def run_block(work: Work, packed: bytes, x64: bool, lanes: Sequence[int]) -> dict[int, Row]:
+    """The first of these lanes, as many as begin within the time of a block, on a worker."""
+    began, waiting, done = time.perf_counter(), deque(lanes), []
+
+    def take() -> int | None:
+        over = len(waiting) < len(lanes) and time.perf_counter() - began >= _BLOCK_S
+        return None if over or not waiting else waiting.popleft()
+
     with jax.enable_x64(x64):  # the modules that are imported now may make arrays
         job = _unpack(packed)
-    while len(rows) < len(lanes) and (not rows or time.perf_counter() - began < _BLOCK_S):
-        rows.append(run_lane(job, lanes[len(rows)]))
-    return rows
+    work(job, take, done.append, lambda report: None)
+    return dict(done)
 
 
-def _rows(future: Future) -> list[Row]:
+def _rows(future: Future) -> dict[int, Row]:
     try:
         return future.result()
     except Exception as error:
@@ -226,18 +237,18 @@ ENGINES: dict[str, Engine] = {"threads": threads, "batches": batches}
 
 
 def choose_engine(engine: str, executor, job: Job) -> Engine:
-    """The engine of that name; an executor is one by itself. "auto" chooses by the device and the solver."""
+    """The engine of that name, or the workers of an executor. "auto" chooses by the device and the solver."""
+    if engine != "auto" and engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}: choose one of auto, {', '.join(ENGINES)}.")
     if executor is not None:
         if not isinstance(executor, Executor):
             raise ValueError(
                 f"`executor` must be a `concurrent.futures.Executor`; got {type(executor).__name__}. "
                 "Of a Dask client, pass `client.get_executor()`."
             )
-        if engine != "auto":
-            raise ValueError(f"`executor` runs the lanes itself: leave `engine`={engine!r} out.")
-        return partial(blocks, executor)
-    if engine != "auto" and engine not in ENGINES:
-        raise ValueError(f"unknown engine {engine!r}: choose one of auto, {', '.join(ENGINES)}.")
+        if engine == "threads":
+            raise ValueError("a worker of `executor` has no threads: leave `engine` out, or pass engine='batches'.")
+        return partial(blocks, executor, _side_by_side if engine == "batches" else _one_by_one)
     if engine == "auto":
         return batches if _gains_from_batches(job) else threads
     return ENGINES[engine]
