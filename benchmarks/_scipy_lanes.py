@@ -1,5 +1,7 @@
 """Lanes as a pool of processes solves them with SciPy's LSODA; field, Jacobian and loss are compiled once a process."""
 
+from functools import cache
+
 import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
@@ -11,31 +13,29 @@ def float64() -> None:
     jax.config.update("jax_enable_x64", True)
 
 
-@jax.jit
-def _field(problem, like, y):
-    return -ravel_pytree(problem.grad(ravel_pytree(like)[1](y)))[0]
+@cache
+def _compiled(make):
+    """Field, Jacobian and loss of flat parameters: the lanes of a scan here differ only in where they start."""
+    problem, params0 = make(1.0)
+    unravel = ravel_pytree(params0)[1]
 
+    def field(y):
+        return -ravel_pytree(problem.grad(unravel(y)))[0]
 
-@jax.jit
-def _jacobian(problem, like, y):
-    return jax.jacfwd(lambda x: _field(problem, like, x))(y)
-
-
-@jax.jit
-def _loss(problem, like, y):
-    return problem.loss(ravel_pytree(like)[1](y))
+    return jax.jit(field), jax.jit(jax.jacfwd(field)), jax.jit(lambda y: problem.loss(unravel(y)))
 
 
 def lane(make, t1, level: float, rtol: float, init_scale: float) -> tuple[int, float]:
     """(steps, time of the last escape) of one lane."""
-    problem, params0 = make(init_scale)
+    field, jacobian, loss = _compiled(make)
+    _, params0 = make(init_scale)
     solution = solve_ivp(
-        lambda t, y: np.asarray(_field(problem, params0, y)),
+        lambda t, y: np.asarray(field(y)),
         (0.0, t1(init_scale)),
         np.asarray(ravel_pytree(params0)[0]),
         "LSODA",
-        jac=lambda t, y: np.asarray(_jacobian(problem, params0, y)),
-        events=lambda t, y: float(_loss(problem, params0, y)) - level,
+        jac=lambda t, y: np.asarray(jacobian(y)),
+        events=lambda t, y: float(loss(y)) - level,
         rtol=rtol,
         atol=1e-2 * rtol * init_scale,
     )

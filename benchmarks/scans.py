@@ -5,7 +5,8 @@
 Two scans. "even": attention flows (trace B) at scales over five decades, each some 150 of our steps. "uneven": three
 linear layers (trace A) up to T = 4/ε with explicit steps, whose numbers differ a hundredfold. Each engine runs in a
 process of its own, twice: the second time counts, the first one less that is what it started and compiled. Explicit
-rivals of the even scan need minutes a lane and run a few lanes, spread evenly; times a lane can be compared. `--quick`
+rivals under `vmap` or `lax.map` need minutes and run once; those of the even scan run a few lanes, spread evenly, so
+that times a lane can be compared. `--quick`
 ends the flows a hundred times earlier, to see that everything runs.
 
 `used`: the share of the time of all cores that lanes ran (threads), or of all lane-steps under a `vmap` that a lane
@@ -149,7 +150,8 @@ def pool(which: str, num_lanes: int, quick: bool) -> Lanes:
 
 
 def pool_of_batches(which: str, num_lanes: int, quick: bool) -> Lanes:
-    return ours(which, num_lanes, quick, executor=workers(), engine="batches")
+    steps, _ = ours(which, num_lanes, quick, executor=workers(), engine="batches")
+    return steps, float("nan")  # lanes share their time
 
 
 def scipy_pool(which: str, num_lanes: int, quick: bool) -> Lanes:
@@ -196,6 +198,7 @@ ENGINES = {
     "lax.map Tsit5": partial(plain, solver=dfx.Tsit5(), mapped="map"),
 }
 FEW = {("even", "vmap Tsit5"): 4, ("even", "lax.map Tsit5"): 2}
+ONCE = {*FEW, ("uneven", "vmap Tsit5")}
 LEFT_OUT = {("uneven", "vmap our solver")}  # our solver does not leave its lanes uneven
 
 
@@ -204,8 +207,8 @@ def measure(send, progress, which: str, engine: str, num_lanes: int, quick: bool
     del progress
     send(START_CLOCK)
     run, times = ENGINES[engine], []
-    few = (which, engine) in FEW
-    for _ in range(1 if few else 2):
+    once = (which, engine) in ONCE
+    for _ in range(1 if once else 2):
         began = time.perf_counter()
         steps, used = run(which, num_lanes, quick)
         times.append(time.perf_counter() - began)
@@ -217,7 +220,7 @@ def measure(send, progress, which: str, engine: str, num_lanes: int, quick: bool
     if run in (pool, pool_of_batches, scipy_pool):
         workers().shutdown()  # the memory of a process is known when it has ended
         row["worker_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / MAXRSS_A_MIB
-    send(row | {"note": "compilation included" if few else ""})
+    send(row | {"note": "compilation included" if once else ""})
 
 
 def options() -> argparse.Namespace:

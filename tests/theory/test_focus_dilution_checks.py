@@ -1,9 +1,9 @@
 """The checks of Focus and Dilution hold on the flow, and each claim fails on at least one flow that is wrong."""
 
-from functools import cache
 from typing import Any
 
 import pytest
+from claims import assert_claims_hold, claims_of, held_by_all, marked
 from wrong_flows import another_chain, cut_short, large_start, loosely_solved, mirrored_chain, weak_attention
 
 from thetadot.models import attention
@@ -27,30 +27,14 @@ BY_NAME: dict[str, Any] = {check.__name__: check for check in fd.CHECKS}
 QUICK = ("check_saddle_spectrum",)  # the others take minutes together
 
 
-def marked(names):
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
-
-
-@cache
-def claims(name):
-    """The checks of the true flow, measured once."""
-    return BY_NAME[name]()
-
-
-@pytest.mark.parametrize("name", marked(BY_NAME))
+@pytest.mark.parametrize("name", marked(BY_NAME, QUICK))
 def test_the_claims_hold(name):
-    checks = claims(name)
-    assert checks and not [check for check in checks if not check.passed]
-    assert all(check.reference.startswith("arXiv:2605.01199, ") for check in checks)
+    assert_claims_hold(BY_NAME[name], "arXiv:2605.01199")
 
 
-@pytest.mark.parametrize("name", marked(CONTROLS))
+@pytest.mark.parametrize("name", marked(CONTROLS, QUICK))
 def test_every_claim_fails_on_a_wrong_flow(name):
-    left = None
-    for wrong in CONTROLS[name]:
-        held = {check.claim for check in BY_NAME[name](wrong) if check.passed}
-        left = held if left is None else left & held
-    assert left == set()
+    assert held_by_all(BY_NAME[name], CONTROLS[name]) == set()
 
 
 def test_the_spectrum_at_the_saddle_sees_a_weaker_attention(monkeypatch):
@@ -75,6 +59,6 @@ def test_every_check_has_a_control():
 
 @pytest.mark.slow
 def test_no_two_claims_are_the_same():
-    checks = [check for name in BY_NAME for check in claims(name)]
+    checks = [check for name in BY_NAME for check in claims_of(BY_NAME[name])]
     assert len(checks) > 60 and len({check.claim for check in checks}) == len(checks)
     assert {check.status for check in checks} == {"reported", "derived"}

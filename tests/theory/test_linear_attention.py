@@ -1,12 +1,12 @@
 """Linear attention: the loss against sampled prompts, closed forms, and the checks with flows that are wrong."""
 
-from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from claims import assert_claims_hold, held_by_all, marked
 from scipy.integrate import solve_ivp
 
 from thetadot.models import linear_attention as model
@@ -51,31 +51,14 @@ CONTROLS = {
 QUICK = ("check_fixed_points",)
 
 
-def marked(names):
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
-
-
-@cache
-def claims(name):
-    """The checks of the true flow, measured once."""
-    return BY_NAME[name]()
-
-
-@pytest.mark.parametrize("name", marked(BY_NAME))
+@pytest.mark.parametrize("name", marked(BY_NAME, QUICK))
 def test_the_claims_hold(name):
-    checks = claims(name)
-    assert checks and not [check for check in checks if not check.passed]
-    assert all(check.reference.startswith("arXiv:2501.16265, ") for check in checks)
+    assert_claims_hold(BY_NAME[name], "arXiv:2501.16265")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", marked(CONTROLS))
 def test_every_claim_fails_on_a_wrong_flow(name):
-    left = None
-    for wrong in CONTROLS[name]:
-        held = {check.claim for check in BY_NAME[name](wrong) if check.passed}
-        left = held if left is None else left & held
-    assert left == set()
+    assert held_by_all(BY_NAME[name], CONTROLS[name]) == set()
 
 
 def test_fixed_points_are_those_of_the_right_number_of_examples():

@@ -1,11 +1,11 @@
 """The checks of matrix factorization hold on the flow, and each claim fails on at least one flow that is wrong."""
 
-from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from claims import assert_claims_hold, claims_of, held_by_all, marked
 from wrong_factorizations import another_matrix, cut_short, decaying_first_layer, large_start
 
 from thetadot.theory import matrix_factorization as mf
@@ -27,30 +27,14 @@ BY_NAME: dict[str, Any] = {check.__name__: check for check in mf.CHECKS}
 QUICK = ("check_jump_times",)  # two layers only: one compiled loop
 
 
-def marked(names):
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
-
-
-@cache
-def claims(name):
-    """The checks of the true flow, measured once."""
-    return BY_NAME[name]()
-
-
-@pytest.mark.parametrize("name", marked(BY_NAME))
+@pytest.mark.parametrize("name", marked(BY_NAME, QUICK))
 def test_the_claims_hold(name):
-    checks = claims(name)
-    assert checks and not [check for check in checks if not check.passed]
-    assert all(check.reference.startswith("arXiv:") for check in checks)
+    assert_claims_hold(BY_NAME[name], "arXiv:")
 
 
-@pytest.mark.parametrize("name", marked(CONTROLS))
+@pytest.mark.parametrize("name", marked(CONTROLS, QUICK))
 def test_every_claim_fails_on_a_wrong_flow(name):
-    left = None
-    for wrong in CONTROLS[name]:
-        held = {check.claim for check in BY_NAME[name](wrong) if check.passed}
-        left = held if left is None else left & held
-    assert left == set()
+    assert held_by_all(BY_NAME[name], CONTROLS[name]) == set()
 
 
 def test_every_check_has_a_control():
@@ -59,7 +43,7 @@ def test_every_check_has_a_control():
 
 @pytest.mark.slow
 def test_no_two_claims_are_the_same():
-    checks = [check for name in BY_NAME for check in claims(name)]
+    checks = [check for name in BY_NAME for check in claims_of(BY_NAME[name])]
     assert len(checks) > 90 and len({check.claim for check in checks}) == len(checks)
     assert {check.status for check in checks} == {"reported", "derived"}
 

@@ -1,6 +1,5 @@
 """Closed forms of rank collapse against the model itself; its checks hold, and fail on flows that are wrong."""
 
-from functools import cache
 from typing import Any
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import wrong_anchors
+from claims import assert_claims_hold, claims_of, held_by_all, marked
 
 from thetadot.models import attention_classifier as model
 from thetadot.theory import rank_collapse as rc
@@ -157,30 +157,14 @@ BY_NAME: dict[str, Any] = {check.__name__: check for check in rc.CHECKS}
 QUICK = ("check_gradient_separation",)
 
 
-def marked(names):
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
-
-
-@cache
-def claims(name):
-    """The checks of the true flow, measured once."""
-    return BY_NAME[name]()
-
-
-@pytest.mark.parametrize("name", marked(BY_NAME))
+@pytest.mark.parametrize("name", marked(BY_NAME, QUICK))
 def test_the_claims_hold(name):
-    checks = claims(name)
-    assert checks and not [check for check in checks if not check.passed]
-    assert all(check.reference.startswith("arXiv:2510.06954, ") for check in checks)
+    assert_claims_hold(BY_NAME[name], "arXiv:2510.06954")
 
 
-@pytest.mark.parametrize("name", marked(CONTROLS))
+@pytest.mark.parametrize("name", marked(CONTROLS, QUICK))
 def test_every_claim_fails_on_a_wrong_flow(name):
-    left = None
-    for wrong in CONTROLS[name]:
-        held = {check.claim for check in BY_NAME[name](wrong) if check.passed}
-        left = held if left is None else left & held
-    assert left == set()
+    assert held_by_all(BY_NAME[name], CONTROLS[name]) == set()
 
 
 def test_gradients_of_another_point_are_not_separated():
@@ -207,5 +191,5 @@ def test_the_anchor_task_with_the_answers_of_other_sequences_is_another_task(mon
 
 @pytest.mark.slow
 def test_no_two_claims_are_the_same():
-    checks = [check for name in BY_NAME for check in claims(name)]
+    checks = [check for name in BY_NAME for check in claims_of(BY_NAME[name])]
     assert len(checks) > 30 and len({check.claim for check in checks}) == len(checks)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from thetadot import data, inits, observables
+from thetadot import data, inits
 from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._weights import SPECTRUM, entries
 from thetadot.models import decoder
 from thetadot.problem import Problem
 from thetadot.theory import rank_collapse as theory
@@ -30,18 +31,9 @@ def _weight(name: str, measure: Callable) -> Callable:
     return observable
 
 
-def _identity(weight):
-    return weight
-
-
-_MEASURES = {
-    "singular_values": observables.singular_values,
-    "stable_rank": observables.stable_rank,
-    "effective_rank": observables.effective_rank,
-}
 # Built once: the solver compiles per function object.
-_SMALL = {f"{weight}_{name}": _weight(weight, measure) for weight in _MATRICES for name, measure in _MEASURES.items()}
-_WEIGHTS = {name: _weight(name, _identity) for name in _MATRICES}
+_SMALL = {f"{weight}_{name}": _weight(weight, measure) for weight in _MATRICES for name, measure in SPECTRUM.items()}
+_WEIGHTS = {name: _weight(name, entries) for name in _MATRICES}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """One-layer attention on a Markov chain or a real text: condensation, focus, dilution, symmetry breaking."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,25 +12,13 @@ from jaxtyping import Array
 from thetadot import data as chains
 from thetadot import inits, observables
 from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._weights import SPECTRUM, entries, of_weight
 from thetadot.models import attention
 from thetadot.problem import Problem
 from thetadot.theory import focus_dilution as theory
 
 _STATIONARY = (0.75, 0.19, 0.05, 0.01)  # the law of the paper's synthetic experiment
-
-
-def _weight(name: str, measure: Callable) -> Callable:
-    """The observable `measure(params[name])`."""
-
-    def observable(params, data):
-        del data
-        return measure(params[name])
-
-    return observable
-
-
-def _identity(weight):
-    return weight
+_MATRICES = ("w_0", "w_1", "w_q", "w_k")
 
 
 def _row_entropy(params, data):
@@ -39,23 +26,13 @@ def _row_entropy(params, data):
     return observables.row_entropy(attention.attention(params, data))
 
 
-_MEASURES = {
-    "singular_values": observables.singular_values,
-    "stable_rank": observables.stable_rank,
-    "effective_rank": observables.effective_rank,
-}
-# Built once: the solver compiles per function object.
 _SMALL = {
-    "embedding_norm": _weight("w_0", observables.row_norms),
+    "embedding_norm": of_weight("w_0", observables.row_norms),
     "row_entropy": _row_entropy,
-    **{
-        f"{weight}_{name}": _weight(weight, measure)
-        for weight in ("w_0", "w_1", "w_q", "w_k")
-        for name, measure in _MEASURES.items()
-    },
+    **{f"{weight}_{name}": of_weight(weight, measure) for weight in _MATRICES for name, measure in SPECTRUM.items()},
 }
 _ATTENTION = {"attention": attention.attention}
-_WEIGHTS = {name: _weight(name, _identity) for name in ("w_0", "w_1", "w_q", "w_k")}
+_WEIGHTS = {name: of_weight(name, entries) for name in _MATRICES}
 
 
 @dataclass(frozen=True)

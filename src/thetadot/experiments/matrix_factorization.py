@@ -10,39 +10,22 @@ import jax.random as jr
 from jaxtyping import Array
 
 from thetadot import data as targets
-from thetadot import inits, observables
+from thetadot import inits
 from thetadot._types import Key
 from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._weights import SPECTRUM, of_layers
 from thetadot.models import linear
 from thetadot.problem import Problem
 from thetadot.theory import matrix_factorization as theory
 
-_MEASURES = {
-    "": lambda weight: weight,
-    "_singular_values": observables.singular_values,
-    "_stable_rank": observables.stable_rank,
-    "_effective_rank": observables.effective_rank,
-}
-
 
 @cache  # the solver compiles per function object
-def _layer(index: int, measure: str) -> Callable:
-    """The observable of one layer."""
-
-    def observable(params, data):
-        del data
-        return _MEASURES[measure](params[index])
-
-    return observable
-
-
-@cache
-def _map(measure: str) -> Callable:
+def _map(measure: Callable) -> Callable:
     """The observable of the end-to-end map."""
 
     def observable(params, data):
         del data
-        return _MEASURES[measure](linear.end_to_end(params))
+        return measure(linear.end_to_end(params))
 
     return observable
 
@@ -108,9 +91,7 @@ class MatrixFactorization:
 
     def _recorded(self, in_part: bool) -> dict[str, Callable]:
         """Name -> observable."""
-        recorded = {f"map{measure}": _map(measure) for measure in _MEASURES if measure}
-        measures = [m for m in _MEASURES if m or self.depth * self.size**2 <= RECORD_LIMIT]
-        for index in range(self.depth):
-            recorded |= {f"w_{index + 1}{measure}": _layer(index, measure) for measure in measures}
+        recorded = {f"map_{name}": _map(measure) for name, measure in SPECTRUM.items()}
+        recorded |= of_layers(self.depth, whole=self.depth * self.size**2 <= RECORD_LIMIT)
         recorded |= {"unobserved_error": linear.unobserved_error} if in_part else {}
         return recorded | (_CONSECUTIVE if in_part and self.depth > 1 else {})

@@ -1,6 +1,5 @@
 """Attention that classifies sequences: condensation of the outer layers, then rank collapse of queries and keys."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,8 +8,9 @@ import jax.random as jr
 import numpy as np
 
 from thetadot import data as sequences
-from thetadot import inits, observables
+from thetadot import inits
 from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._weights import SPECTRUM, entries, of_weight
 from thetadot.models import attention_classifier as model
 from thetadot.problem import Problem
 from thetadot.theory import rank_collapse as theory
@@ -20,33 +20,13 @@ _LOSSES = {"exponential": model.exponential, "logistic": model.logistic}
 _MATRICES = ("w_1", "w_v", "w_q", "w_k")
 
 
-def _weight(name: str, measure: Callable) -> Callable:
-    """The observable `measure(params[name])`."""
-
-    def observable(params, data):
-        del data
-        return measure(params[name])
-
-    return observable
-
-
-def _identity(weight):
-    return weight
-
-
 def _attention_at_last(params, data):
     """What the last position of each sequence reads, shape (N, s)."""
     return model.attention(params, data["x"])
 
 
-_MEASURES = {
-    "singular_values": observables.singular_values,
-    "stable_rank": observables.stable_rank,
-    "effective_rank": observables.effective_rank,
-}
-# Built once: the solver compiles per function object.
-_SMALL = {f"{weight}_{name}": _weight(weight, measure) for weight in _MATRICES for name, measure in _MEASURES.items()}
-_WEIGHTS = {name: _weight(name, _identity) for name in (*_MATRICES, "w_2")}
+_SMALL = {f"{weight}_{name}": of_weight(weight, measure) for weight in _MATRICES for name, measure in SPECTRUM.items()}
+_WEIGHTS = {name: of_weight(name, entries) for name in (*_MATRICES, "w_2")}
 _READS = {"read": _attention_at_last}
 
 

@@ -1,8 +1,6 @@
 """A deep tanh network from a small initialization: it follows a flow that blows up, and condenses on the way."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -11,25 +9,9 @@ import jax.random as jr
 from thetadot import inits, observables
 from thetadot.blowup import blow_up
 from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._weights import of_layers
 from thetadot.models import multilayer, trilinear
 from thetadot.problem import Problem
-
-_MEASURES = {
-    "": lambda weight: weight,
-    "_singular_values": observables.singular_values,
-    "_stable_rank": observables.stable_rank,
-}
-
-
-@cache  # the solver compiles per function object
-def _layer(index: int, measure: str) -> Callable:
-    """The observable of one layer."""
-
-    def observable(params, data):
-        del data
-        return _MEASURES[measure](params[index])
-
-    return observable
 
 
 def _energy(params, data):
@@ -90,9 +72,10 @@ class ThreeLayer:
         problem = Problem(multilayer.loss_fn(jnp.tanh), {"x": x, "y": y})
         widths = [self.d_input, *[self.width] * (self.depth - 1), 1]
         params0 = inits.deep_linear(widths, self.init_scale, key=key_init)
-        measures = [m for m in _MEASURES if m or self.width * max(self.width, self.d_input) <= RECORD_LIMIT]
-        recorded = {f"w_{i + 1}{m}": _layer(i, m) for i in range(self.depth - 1) for m in measures}
-        recorded |= _RECORDED | ({"final_stage": _final_stage} if self.depth == 3 else {})
+        whole = self.width * max(self.width, self.d_input) <= RECORD_LIMIT
+        recorded = (
+            of_layers(self.depth - 1, whole) | _RECORDED | ({"final_stage": _final_stage} if self.depth == 3 else {})
+        )
         plateaus = {"start": 0.5 * float(jnp.mean(jnp.square(y)))}
         return Setup(problem, params0, recorded, plateaus, notes=self._blow_up(problem, params0))
 
