@@ -198,7 +198,7 @@ ENGINES = {
     "lax.map Tsit5": partial(plain, solver=dfx.Tsit5(), mapped="map"),
 }
 FEW = {("even", "vmap Tsit5"): 4, ("even", "lax.map Tsit5"): 2}
-ONCE = {*FEW, ("uneven", "vmap Tsit5")}
+ONCE = {*FEW, ("uneven", "vmap Tsit5"), ("even", "process pool SciPy LSODA")}
 LEFT_OUT = {("uneven", "vmap our solver")}  # our solver does not leave its lanes uneven
 
 
