@@ -1,13 +1,13 @@
 """Scans: what an engine makes of many flows, against what else could run them.
 
-    python benchmarks/scans.py [--lanes 256] [--only even,uneven] [--engines batches,threads] [--deadline 300] [--quick]
+    python benchmarks/scans.py [--lanes 256] [--only even,wide] [--engines batches,threads] [--deadline 300] [--quick]
 
-Two scans. "even": attention flows (trace B) at scales over five decades, each some 150 of our steps. "uneven": three
-linear layers (trace A) up to T = 4/ε with explicit steps, whose numbers differ a hundredfold. Each engine runs in a
-process of its own, twice: the second time counts, the first one less that is what it started and compiled. Explicit
-rivals under `vmap` or `lax.map` need minutes and run once; those of the even scan run a few lanes, spread evenly, so
-that times a lane can be compared. `--quick`
-ends the flows a hundred times earlier, to see that everything runs.
+Three scans. "even": attention flows (trace B) at scales over five decades, each some 150 of our steps. "uneven": three
+linear layers (trace A) up to T = 4/ε with explicit steps, whose numbers differ a hundredfold. "wide": the same with
+layers of 100×100, where one lane stays in the cache and a batch does not. Each engine runs in a process of its own,
+twice: the second time counts, the first one less that is what it started and compiled. Explicit rivals under `vmap` or
+`lax.map` need minutes and run once; those of the even scan run a few lanes, spread evenly, so that times a lane can be
+compared. `--quick` ends the flows a hundred times earlier, to see that everything runs.
 
 `used`: the share of the time of all cores that lanes ran (threads), or of all lane-steps under a `vmap` that a lane
 needed. `peak_mib` is that of the process, `worker_mib` that of the largest of its workers.
@@ -26,6 +26,7 @@ from typing import Any
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 
 import _scipy_lanes
@@ -34,6 +35,7 @@ from _apart import MAXRSS_A_MIB, START_CLOCK, outcome, run_apart
 from _flows import trace_a, trace_b
 from _report import names_of, table
 from thetadot.driver import together
+from thetadot.models import linear
 from thetadot.problem import vector_field
 from thetadot.provenance import provenance
 from thetadot.scan.engines import num_cores
@@ -77,11 +79,23 @@ def plateaus(init_scale, share=1.0):
     return 4 / init_scale * share
 
 
+def wide_layers(init_scale):
+    """The lane of the wide scan: P = 30 000."""
+    target = td.data.orthogonal_target(jnp.array([4.0, 2.0, 1.0]), 100, key=jr.key(0))
+    params0 = [init_scale * jr.normal(jr.key(10 + i), (100, 100)) for i in range(3)]
+    return td.Problem(linear.factorization_loss, {"target": target}), params0
+
+
+def escapes(init_scale, share=1.0):
+    return 0.6 / init_scale * share
+
+
 SCANS: dict[str, dict[str, Any]] = {
     "even": {"make": attention, "t1": cycles, "measure": {"last": ("loss", 0.565)}, "solver": "auto"},
     "uneven": {"make": layers, "t1": plateaus, "measure": {"last": ("loss", 0.4)}, "solver": "tsit5"},
+    "wide": {"make": wide_layers, "t1": escapes, "measure": {"last": ("loss", 0.4)}, "solver": "tsit5"},
 }
-SCALES = {"even": (1e-6, 1e-1), "uneven": (1e-3, 1e-1)}
+SCALES = {"even": (1e-6, 1e-1), "uneven": (1e-3, 1e-1), "wide": (1e-3, 1e-1)}
 SCIPY_RTOL = {"even": 1e-4, "uneven": 1e-6}  # with which LSODA finds the escapes to 1e-3, as ours with `RTOL`
 QUICK = 0.01
 Lanes = tuple[np.ndarray, float]  # steps of each, and the share of the machine's time or lane-steps that they used
@@ -198,8 +212,9 @@ ENGINES = {
     "lax.map Tsit5": partial(plain, solver=dfx.Tsit5(), mapped="map"),
 }
 FEW = {("even", "vmap Tsit5"): 4, ("even", "lax.map Tsit5"): 2}
-ONCE = {*FEW, ("uneven", "vmap Tsit5"), ("even", "process pool SciPy LSODA")}
-LEFT_OUT = {("uneven", "vmap our solver")}  # our solver does not leave its lanes uneven
+ONCE = {*FEW, ("uneven", "vmap Tsit5"), ("wide", "vmap Tsit5"), ("even", "process pool SciPy LSODA")}
+# Our solver does not leave its lanes uneven; the Jacobian of a wide lane does not fit.
+LEFT_OUT = {("uneven", "vmap our solver"), ("wide", "vmap our solver"), ("wide", "process pool SciPy LSODA")}
 
 
 def measure(send, progress, which: str, engine: str, num_lanes: int, quick: bool) -> None:
@@ -225,7 +240,7 @@ def measure(send, progress, which: str, engine: str, num_lanes: int, quick: bool
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lanes", type=int, default=256, help="of the even scan; the uneven one has a quarter of it")
+    parser.add_argument("--lanes", type=int, default=256, help="of the even scan; the others have a quarter of it")
     parser.add_argument("--only", type=names_of(SCANS), default=tuple(SCANS))
     parser.add_argument("--engines", type=names_of(ENGINES), default=tuple(ENGINES), help=f"of {', '.join(ENGINES)}")
     parser.add_argument("--deadline", type=float, default=300.0, help="seconds for one engine")

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 
+import _duels
 import _lanes
 import _studies
 from _apart import outcome, run_apart
@@ -35,7 +36,7 @@ PARTS = ("work", "plateaus", "tolerances", "floors", "lanes", "words")
 # Seconds, where one solve is known to take longer than others.
 DEADLINES: dict[tuple[str, str], float] = {("B", "tsit5"): 150.0, ("B", "torch-descent"): 120.0}
 FEWER = {"A-cut": ("auto", "tsit5", "dopri8", "lsoda", "cvode-dense", "cvode-gmres", "torch-descent")}  # for time
-_STUDY_LIMIT = 600.0
+_STUDY_LIMIT, _LARGE_LIMIT = 600.0, 1800.0
 _RIVALS = ("scipy", "scikit-sundae", "torch", "torchdiffeq", "matplotlib")
 
 
@@ -109,15 +110,15 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def study(title: str, target, args: tuple, columns: dict[str, str]) -> list[dict]:
+def study(title: str, target, args: tuple, columns: dict[str, str], limit: float = _STUDY_LIMIT) -> list[dict]:
     """The rows of one study, as a table."""
     rows: list[dict] = []
-    ending = run_apart(target, args, _STUDY_LIMIT, rows.append)
+    ending = run_apart(target, args, limit, rows.append)
     print(f"\n{title}")
     if rows:
         print(table(rows, columns))
     if ending.why != "done":
-        print(f"  {outcome(ending, _STUDY_LIMIT)}")
+        print(f"  {outcome(ending, limit)}")
     print(f"  ({ending.seconds:.0f} s, peak memory {ending.peak_mib:.0f} MiB)", flush=True)
     return [row | {"peak_mib": _number(ending.peak_mib)} for row in rows]
 
@@ -130,12 +131,21 @@ def work(makers: dict, references: dict[str, Reference], chosen: argparse.Namesp
         print(HEADER)
         for solver in chosen.solvers or FEWER.get(name, every):
             rows += climb(name, make, solver, references[name], _deadline(name, solver, chosen))
+    duels = {name: head_to_head(name, make, rows, references[name]) for name, make in makers.items()}
     summary = summarize(rows)
     print("\nTime of the cheapest solve with every escape found:")
     for entry in summary:
         print("\n".join(summary_lines(entry)))
     work_precision_figure(rows, {name: make().title for name, make in makers.items()}, chosen.out / "solvers.png")
-    return {"work": rows, "summary": summary}
+    return {"work": rows, "duels": duels, "summary": summary}
+
+
+def head_to_head(name: str, make, rows: list[dict], known: Reference) -> list[dict]:
+    rtols = _duels.finalists([row for row in rows if row["flow"] == name])
+    if "auto" not in rtols or len(rtols) == 1:
+        return []
+    columns = {"solver": "s", "rtol": ".0e", "seconds": ".4g", "ratio": ".1f", "least": ".1f", "most": ".1f"}
+    return study(f"{name}: in turns, the fastest of each family", _duels.duel, (make, known, rtols), columns)
 
 
 def plateaus() -> dict:
@@ -185,7 +195,7 @@ def real_text(chosen) -> dict:
     columns |= {"num_accepted": "d", "num_rejected": "d", "loss1": ".6f", "solver": "s"}
     rows = study("Words: T = 3000 with auto", _lanes.text, (chosen.text, 64, (1e-3, 1e-6), True), columns)
     if chosen.large:
-        rows += study("A thousand words", _lanes.text, (chosen.text, 1000, (1e-3,), False), columns)
+        rows += study("A thousand words", _lanes.text, (chosen.text, 1000, (1e-3,), False), columns, _LARGE_LIMIT)
     return {"words": rows}
 
 

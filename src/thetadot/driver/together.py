@@ -25,8 +25,8 @@ _CHUNK_STEPS = 32  # tried in every lane between two visits to the host
 _ALONE = 3  # lanes go on one by one when less than the third part of a batch is left of them
 _LANES = "lanes"
 
-# Two batches at once can wait for each other for ever on a CPU (seen with jaxlib 0.10.2): LAPACK's kernels spread a batch
-# of matrices over the one pool of threads that XLA has, and wait for it inside one of its threads.
+# Two batches at once can wait for each other for ever on a CPU (seen with jaxlib 0.10.2): LAPACK's kernels spread a
+# batch of matrices over the one pool of threads that XLA has, and wait for it inside one of its threads.
 _one_at_a_time = Lock()
 
 
