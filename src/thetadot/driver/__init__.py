@@ -12,6 +12,7 @@ Within each accepted step the dense output is evaluated at the two inner Gaussâ€
 from .checkpoints import checkpoint as checkpoint
 from .checkpoints import resume as resume
 from .host import Run as Run
+from .loop import on_one_core as on_one_core
 from .state import Flow as Flow
 from .state import Outcome as Outcome
 from .together import drive_together as drive_together

@@ -1,6 +1,9 @@
 """The compiled loop: a pure function of a state, driven in chunks."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import equinox as eqx
 import jax
@@ -67,7 +70,29 @@ def several_steps(flow: Flow, problem: Problem, state: State, t1, max_steps) -> 
     return state, rows, strained(flow, state, t1)
 
 
-advance = eqx.filter_jit(several_steps)
+_advance = eqx.filter_jit(several_steps)
+_advance_on_one_core = eqx.filter_jit(several_steps, compiler_options={"xla_cpu_multi_thread_eigen": False})
+_one_core = ContextVar("one_core", default=False)
+
+
+def advance(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[State, Rows, Bool[Array, ""]]:
+    """`several_steps`, compiled."""
+    compiled = _advance_on_one_core if _one_core.get() else _advance
+    return compiled(flow, problem, state, t1, max_steps)
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Compiles the loops of this thread for one core of the CPU, where every other core runs a flow of its own.
+
+    Products of matrices that are spread over cores which are busy wait for them: two flows at once with layers of
+    40 × 40 then took as long as one after the other.
+    """
+    before = _one_core.set(True)
+    try:
+        yield
+    finally:
+        _one_core.reset(before)
 
 
 @eqx.filter_jit

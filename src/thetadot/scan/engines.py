@@ -18,7 +18,7 @@ from threading import Event, Thread
 import diffrax as dfx
 import jax
 
-from ..driver import Run, drive_together
+from ..driver import Run, drive_together, on_one_core
 from ..flow import Ongoing
 from ..progress import Report
 from ..solvers import choose_solver
@@ -109,6 +109,7 @@ def _next_lane(job: Job, tighter: deque[Lane], take: Take) -> Lane | None:
 def _spread(work: Callable[[Take, Put, Check], None], waiting: Waiting, left: int, places: Sequence) -> Lanes:
     """The `left` lanes that wait, through `work`, which runs in a thread for each place."""
     results, stop = SimpleQueue(), Event()
+    crowded = jax.default_backend() == "cpu" and 1 < len(places) <= left
 
     def take() -> int | None:
         lane = None if stop.is_set() else waiting.take()
@@ -123,7 +124,7 @@ def _spread(work: Callable[[Take, Put, Check], None], waiting: Waiting, left: in
 
     def run(device):
         place = jax.default_device(device) if device else contextlib.nullcontext()
-        with contextlib.suppress(Interrupted), place:
+        with contextlib.suppress(Interrupted), place, on_one_core() if crowded else contextlib.nullcontext():
             work(take, results.put, check)
 
     workers = [Thread(target=run, args=(place,), daemon=True) for place in places[:left]]
