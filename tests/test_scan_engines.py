@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,42 +89,34 @@ def test_there_is_one_thread_a_device_or_a_core(monkeypatch):
     assert engines._places() == ["one", "other"]
 
 
-@pytest.mark.parametrize("num_lanes, one_core", [(2, False), (3, True), (7, True)])
-def test_lanes_keep_to_one_core_where_they_fill_all(monkeypatch, num_lanes, one_core):
-    """Each has the loop compiled so; fewer lanes than cores may spread their products."""
-    seen = []
-
-    def work(take, put, check):
-        del check
-        while (lane := take()) is not None:
-            seen.append(loop._one_core.get())
-            put((lane, lane))
-
-    class Waiting:
-        def __init__(self):
-            self.left = deque(range(num_lanes))
-
-        def take(self):
-            return self.left.popleft() if self.left else None
-
-        def learn(self, lane, row):
-            pass
-
-    list(engines._spread(work, Waiting(), num_lanes, [None] * 3))
-    assert seen == [one_core] * num_lanes
-    assert not loop._one_core.get()
+@pytest.fixture
+def on_one_core(monkeypatch):
+    """The loops that ran in the program for one core."""
+    calls, compiled = [], loop._advance_on_one_core
+    monkeypatch.setattr(loop, "_advance_on_one_core", lambda *args: calls.append(1) or compiled(*args))
+    return calls
 
 
-def test_one_core_gives_the_same_flow(monkeypatch):
+@pytest.mark.parametrize("num_lanes", [1, 2, 3, 7])
+def test_lanes_keep_to_one_core_where_they_fill_all(monkeypatch, on_one_core, num_lanes):
+    monkeypatch.setattr(engines, "num_cores", lambda: 3)
+    scan = ({"x0": np.linspace(0.1, 0.2, num_lanes)}, 8.0, MEASURE, OBSERVABLES)
+    ds = td.scan(make, *scan, solver="tsit5", errors=False, engine="threads")
+    assert np.all(ds.status == "done")
+    assert len(on_one_core) == (num_lanes if num_lanes >= 3 else 0)
+
+
+def test_one_core_gives_the_same_flow(on_one_core):
     """By a program of its own."""
-    calls, on_one_core = [], loop._advance_on_one_core
-    monkeypatch.setattr(loop, "_advance_on_one_core", lambda *args: calls.append(1) or on_one_core(*args))
-    problem, params0 = make(0.1)
-    usual = td.gradient_flow(problem, params0, 8.0, crossings=MEASURE, observables=OBSERVABLES, solver="tsit5")
-    assert not calls
+
+    def solve():
+        return td.gradient_flow(*make(0.1), 8.0, crossings=MEASURE, observables=OBSERVABLES, solver="tsit5")
+
+    usual = solve()
+    assert not on_one_core
     with loop.on_one_core():
-        traj = td.gradient_flow(problem, params0, 8.0, crossings=MEASURE, observables=OBSERVABLES, solver="tsit5")
-    assert calls
+        traj = solve()
+    assert on_one_core
     np.testing.assert_array_equal(traj.ts, usual.ts)
     np.testing.assert_array_equal(traj["x"], usual["x"])
 

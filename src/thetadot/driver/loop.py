@@ -71,7 +71,8 @@ def several_steps(flow: Flow, problem: Problem, state: State, t1, max_steps) -> 
 
 
 _advance = eqx.filter_jit(several_steps)
-_advance_on_one_core = eqx.filter_jit(several_steps, compiler_options={"xla_cpu_multi_thread_eigen": False})
+_ONE_CORE = {"xla_cpu_multi_thread_eigen": False}
+_advance_on_one_core = eqx.filter_jit(several_steps, compiler_options=_ONE_CORE)  # pyright: ignore[reportCallIssue]
 _one_core = ContextVar("one_core", default=False)
 
 
