@@ -185,6 +185,7 @@ def test_names_that_are_taken():
 # --- beside the flow ---
 
 
+@pytest.mark.slow
 def test_distance_to_the_flow_of_a_bowl():
     """Both are known: (1 − ηa)^k against e^{−aηk}. Halving η halves the distance, up to terms in η²."""
     distances = []

@@ -43,6 +43,7 @@ def test_setup_passes_the_same_functions_every_time(name):
     assert first.problem.loss_fn is second.problem.loss_fn
 
 
+@pytest.mark.slow
 def test_focus_dilution_shows_the_first_two_predicted_plateaus():
     traj = attention_run()
     plateaus = traj.provenance["plateaus"]
@@ -116,6 +117,7 @@ def test_multi_stage_loss_rests_at_the_best_linear_fit():
     assert traj["loss"][-1] < 0.3 * bottom
 
 
+@pytest.mark.slow
 def test_multi_stage_loss_records_what_its_names_say():
     traj = two_layer_run()
     norms = np.linalg.norm(traj["w_1"], axis=2)

@@ -24,15 +24,14 @@ CONTROLS = {
     "check_final_stage": (cut_short, large_start),
 }
 BY_NAME: dict[str, Any] = {check.__name__: check for check in mf.CHECKS}
-QUICK = ("check_jump_times",)  # two layers only: one compiled loop
 
 
-@pytest.mark.parametrize("name", marked(BY_NAME, QUICK))
+@pytest.mark.parametrize("name", marked(BY_NAME))
 def test_the_claims_hold(name):
     assert_claims_hold(BY_NAME[name], "arXiv:")
 
 
-@pytest.mark.parametrize("name", marked(CONTROLS, QUICK))
+@pytest.mark.parametrize("name", marked(CONTROLS))
 def test_every_claim_fails_on_a_wrong_flow(name):
     assert held_by_all(BY_NAME[name], CONTROLS[name]) == set()
 

@@ -61,15 +61,14 @@ CONTROLS = {
     "check_amplitudes": (one_scale,),
 }
 BY_NAME: dict[str, Any] = {check.__name__: check for check in msl.CHECKS}
-QUICK = ("check_stable_ray",)
 
 
-@pytest.mark.parametrize("name", marked(BY_NAME, QUICK))
+@pytest.mark.parametrize("name", marked(BY_NAME))
 def test_the_claims_hold(name):
     assert_claims_hold(BY_NAME[name], "arXiv:2410.20119")
 
 
-@pytest.mark.parametrize("name", marked(CONTROLS, QUICK))
+@pytest.mark.parametrize("name", marked(CONTROLS))
 def test_every_claim_fails_on_a_wrong_flow(name):
     assert held_by_all(BY_NAME[name], CONTROLS[name]) == set()
 
