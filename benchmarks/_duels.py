@@ -7,6 +7,7 @@ from dataclasses import replace
 from _apart import START_CLOCK
 from _flows import Flow
 from _ladder import FAMILIES, Reference, maker
+from _report import reaches
 
 ACCURACY = 1e-3
 _ROUNDS = 9
@@ -16,8 +17,7 @@ def finalists(rows: list[dict]) -> dict[str, float]:
     """Solver -> rtol of "auto" and of the fastest of each other family, where escapes are known to `ACCURACY`."""
     found = {}
     for family in (("auto",), *(names for name, names in FAMILIES.items() if name != "thetadot")):
-        good = [r for r in rows if r["solver"] in family and r["status"] == "done" and r["missed"] == 0]
-        if good := [row for row in good if row["escape_error"] <= ACCURACY]:
+        if good := [row for row in rows if row["solver"] in family and reaches(row, ACCURACY)]:
             best = min(good, key=lambda row: row["seconds"])
             found[best["solver"]] = best["rtol"]
     return found

@@ -46,6 +46,11 @@ def line(row: dict) -> str:
     return f"{head}{measured} {counts}  {row['note']}"
 
 
+def reaches(row: dict, accuracy: float) -> bool:
+    """Whether the solve ended with every escape, each within a relative `accuracy`."""
+    return row["status"] == "done" and row["missed"] == 0 and row["escape_error"] <= accuracy
+
+
 def summarize(rows: list[dict]) -> list[dict]:
     """For each flow and accuracy: the time of each solver's cheapest row with every escape, and ratios to "auto"."""
     summary = []
@@ -53,8 +58,7 @@ def summarize(rows: list[dict]) -> list[dict]:
         for accuracy in ACCURACIES:
             times = defaultdict(lambda: math.inf)
             for row in rows:
-                found = row["flow"] == flow and row["status"] == "done" and row["missed"] == 0
-                if found and row["escape_error"] <= accuracy:
+                if row["flow"] == flow and reaches(row, accuracy):
                     times[row["solver"]] = min(times[row["solver"]], row["seconds"])
             best = {name: min(times[solver] for solver in family) for name, family in FAMILIES.items()}
             ours = times["auto"]

@@ -20,7 +20,7 @@ def claims_of(check: Callable):
 def assert_claims_hold(check: Callable, source: str) -> None:
     checks = claims_of(check)
     assert checks and not [claim for claim in checks if not claim.passed]
-    assert all(source in claim.reference for claim in checks)
+    assert all(claim.reference.startswith(source) for claim in checks)
 
 
 def held_by_all(check: Callable, wrong_flows: Iterable) -> set[str]:

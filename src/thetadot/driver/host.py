@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 from threadpoolctl import ThreadpoolController
 
+from .._programs import program
 from ..problem import Problem, squared_norm, vector_field
 from ..progress import Report
 from ..solvers import (
@@ -277,13 +278,13 @@ def _lapack() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-@eqx.filter_jit
+@program
 def _curvatures(problem: Problem, params: PyTree) -> Array:
     y, unravel = ravel_pytree(params)
     return curvatures(lambda x: ravel_pytree(vector_field(None, unravel(x), problem))[0], y)
 
 
-@eqx.filter_jit
+@program
 def _invariant_scales(problem: Problem, params: PyTree, signs: PyTree) -> list:
     def change(fn, signs):
         tangent = jax.tree.map(lambda leaf, sign: leaf * jnp.asarray(sign, leaf.dtype), params, signs)

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
+from .._programs import program
 from ..problem import Problem
 from ..solvers import DeflatedExponential
 from .record import at_levels, empty_rows, events_a_step, observe
@@ -19,7 +19,7 @@ from .step import TERM, attempt, error_order
 _FEW = 50  # steps of the present length: about twice what a look at the spectrum costs
 
 
-@eqx.filter_jit
+@program
 def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dict[str, Array]]:
     """The state at t = 0 and its row."""
     t0 = jnp.zeros_like(t1)
@@ -70,9 +70,8 @@ def several_steps(flow: Flow, problem: Problem, state: State, t1, max_steps) -> 
     return state, rows, strained(flow, state, t1)
 
 
-_advance = eqx.filter_jit(several_steps)
-_ONE_CORE = {"xla_cpu_multi_thread_eigen": False}
-_advance_on_one_core = eqx.filter_jit(several_steps, compiler_options=_ONE_CORE)  # pyright: ignore[reportCallIssue]
+_advance = program(several_steps)
+_advance_on_one_core = program(several_steps, xla_cpu_multi_thread_eigen=False)
 _one_core = ContextVar("one_core", default=False)
 
 
@@ -96,7 +95,7 @@ def on_one_core() -> Iterator[None]:
         _one_core.reset(before)
 
 
-@eqx.filter_jit
+@program
 def restart(flow: Flow, problem: Problem, state: State) -> State:
     """The same point of the flow with a fresh state of its solver."""
     fresh = flow.solver.init(TERM, state.t, state.t_next, state.params, problem)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._programs import program
 from ..progress import Report
 from .host import Run, one_lapack_thread
 from .loop import several_steps
@@ -133,7 +134,7 @@ def _signature(run: Run) -> tuple:
     return jax.tree.structure(arrays), shapes, jax.tree.structure(static), jax.tree.leaves(static)
 
 
-@eqx.filter_jit
+@program
 def _several_steps_in_lanes(static: PyTree, arrays: PyTree, budgets) -> tuple:
     def one(arrays, budget):
         flow, problem, state, t1 = eqx.combine(arrays, static)
