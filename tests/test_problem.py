@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import thetadot as td
-from thetadot.problem import squared_norm, vector_field
+from thetadot.problem import largest_array, squared_norm, vector_field
 
 
 def loss(params, data):
@@ -45,3 +45,15 @@ def test_data_become_arrays_and_may_be_absent():
     assert isinstance(PROBLEM.data["x"], jax.Array) and PROBLEM.data["c"].shape == ()
     assert td.Problem(loss).data is None and td.Problem(loss).conserved == ()
     assert float(squared_norm({"a": jnp.array([3.0]), "b": (jnp.array(4.0),)})) == 25
+
+
+def test_the_largest_array_of_a_loss_may_be_inside_a_loop_or_a_function():
+    def looped(params, data):
+        grow = lambda carry, _: (carry + jnp.sum(jnp.outer(params, params)), None)  # noqa: E731
+        return jax.lax.scan(grow, jnp.zeros(()), None, length=3)[0] + jnp.sum(data)
+
+    params, data = jnp.ones(7), jnp.ones(30)
+    assert largest_array(td.Problem(looped, data), params) == 49
+    assert largest_array(td.Problem(jax.jit(looped), data), params) == 49
+    assert largest_array(td.Problem(lambda params, data: jnp.sum(params), None), params) == 1
+    assert largest_array(PROBLEM, PARAMS) == 4

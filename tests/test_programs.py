@@ -1,40 +1,90 @@
-"""Compilation of whole flows: what is asked of XLA, and that only its own options are."""
+"""Compilation of the loops: what is asked of XLA for flows of small and of large arrays."""
 
+from typing import Any
+
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from thetadot import _programs
-from thetadot._programs import program
+import thetadot as td
+from thetadot.driver import Flow, programs
+from thetadot.driver.programs import program
+
+ONE = jnp.array(1.0)
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """The options of every program that is compiled."""
-    options, filter_jit = [], _programs.eqx.filter_jit
+    options, filter_jit = [], programs.eqx.filter_jit
     keep = lambda fn, compiler_options: options.append(compiler_options) or filter_jit(fn)  # noqa: E731
-    monkeypatch.setattr(_programs.eqx, "filter_jit", keep)
+    monkeypatch.setattr(programs.eqx, "filter_jit", keep)
     return options
 
 
-def shift(x, by):
+def a_flow(small):
+    """A flow that watches nothing."""
+    settings: dict[str, Any] = {"observables": (), "crossing_names": (), "stop": None, "grid": None, "capacity": 1}
+    settings |= {"levels": jnp.zeros(0), "directions": jnp.zeros(0, int), "may_switch": False, "small": small}
+    return Flow(solver=dfx.Tsit5(), controller=td.solvers.DisplacementController(1e-3), **settings)
+
+
+def shift(flow, x, by):
     """Adds."""
+    del flow
     return x + by
 
 
-def test_a_program_is_the_function_compiled_once(asked):
+def test_small_arrays_are_compiled_quickly(asked):
     shifted = program(shift, xla_cpu_multi_thread_eigen=False)
     assert shifted.__doc__ == "Adds." and not asked
-    assert float(shifted(jnp.array(1.0), by=jnp.array(2.0))) == float(shifted(jnp.array(2.0), jnp.array(1.0))) == 3
-    assert asked == [{"xla_cpu_use_fusion_emitters": False, "xla_cpu_multi_thread_eigen": False}]
+    for small in (True, False, True):
+        assert float(shifted(a_flow(small), ONE, by=ONE)) == 2
+    careful = {"xla_cpu_multi_thread_eigen": False}
+    assert asked == [careful | {"xla_cpu_use_fusion_emitters": False}, careful]
 
 
 def test_an_option_that_xla_does_not_have_is_not_asked_for(asked):
-    assert float(program(shift, xla_no_such_option=True)(jnp.array(1.0), jnp.array(2.0))) == 3
-    assert "xla_no_such_option" not in asked[0]
+    assert float(program(shift, xla_no_such_option=True)(a_flow(small=False), ONE, ONE)) == 2
+    assert asked == [{}]
 
 
 def test_options_reach_xla():
     """Negative control of the test above: XLA itself refuses what it does not know."""
     with pytest.raises(RuntimeError, match="xla_no_such_option"):
-        jax.jit(shift, compiler_options={"xla_no_such_option": True})(jnp.array(1.0), jnp.array(2.0))
+        jax.jit(shift, static_argnums=0, compiler_options={"xla_no_such_option": True})(None, ONE, ONE)
+
+
+def loss(params, data):
+    """A field of 40 × `data` numbers on the way."""
+    return jnp.mean(jnp.tanh(jnp.outer(params, data)) ** 2)
+
+
+@pytest.fixture
+def flows(monkeypatch):
+    """The flows that are solved."""
+    seen, make = [], td.flow.Run
+    monkeypatch.setattr(td.flow, "Run", lambda flow, *args: seen.append(flow) or make(flow, *args))
+    return seen
+
+
+def solve(num_samples):
+    problem = td.Problem(loss, jnp.linspace(-1, 1, num_samples))
+    return td.gradient_flow(problem, jnp.linspace(-1, 1, 40), t1=1.0, solver="tsit5")
+
+
+def test_a_flow_is_small_if_all_arrays_of_its_loss_are(flows):
+    for num_samples in (25, 26):  # 1000 and 1040 numbers; parameters and data are few both times
+        solve(num_samples)
+    assert [flow.small for flow in flows] == [True, False]
+
+
+def test_both_ways_of_compiling_give_the_same_flow(flows, monkeypatch):
+    quick = solve(10)
+    monkeypatch.setattr(td.flow, "_SMALL", 0)
+    careful = solve(10)
+    assert [flow.small for flow in flows] == [True, False]
+    assert quick.stats["num_steps"] == careful.stats["num_steps"]
+    np.testing.assert_allclose(quick["loss"], careful["loss"], rtol=1e-12)

@@ -27,7 +27,6 @@ MODULES = {
 # An import may only go up this list. A folder is one entry: inside it, modules may import one another.
 ORDER = [
     "_types",
-    "_programs",
     "models",
     "data",
     "inits",

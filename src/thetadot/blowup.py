@@ -27,7 +27,6 @@ import optimistix as optx
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._programs import program
 from .flow import check_rtol
 from .problem import Observable, Problem, check_start, check_value, squared_norm, vector_field
 
@@ -185,7 +184,7 @@ class _Start(NamedTuple):
     rtol: Array  # also of |∇L| over its root mean square since t = 0: below that nothing but errors moves
 
 
-@program
+@eqx.filter_jit
 def _traces(problem: Problem, observables, params0: PyTree, rtols: Array, max_steps: int) -> tuple[_End, _End, tuple]:
     """The ends of two solutions, one after the other by the same compiled loop, and the rows of the first."""
     ends, rows = jax.lax.map(lambda rtol: _trace(problem, observables, params0, rtol, max_steps), rtols)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,6 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._programs import program
 from .flow import STANDING, gradient_flow
 from .problem import Observable, Problem, check_start, check_value, squared_norm
 from .provenance import provenance
@@ -170,7 +170,7 @@ def _train(make, watched, problem, rate, state, row, num_steps, save_every) -> t
     return state, {name: np.concatenate([chunk[name] for chunk in chunks]) for name in row}
 
 
-@program
+@eqx.filter_jit
 def _begin(make, watched, problem: Problem, params: PyTree, rate: Array) -> tuple[_State, dict[str, Array]]:
     loss, grad = problem.value_and_grad(params)
     zero = jnp.array(0)
@@ -180,7 +180,7 @@ def _begin(make, watched, problem: Problem, params: PyTree, rate: Array) -> tupl
     return state, _observe(watched, problem, state)
 
 
-@program
+@eqx.filter_jit
 def _advance(
     make, watched, problem: Problem, rate: Array, state: _State, ends: Int[Array, " R"]
 ) -> tuple[_State, dict[str, Array]]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .driver import Flow, Outcome, Run
-from .problem import Observable, Problem, check_start, check_value
+from .problem import Observable, Problem, check_start, check_value, largest_array
 from .progress import Report, live_line
 from .provenance import provenance
 from .solvers import DisplacementController, choose_solver, with_tolerances
@@ -24,6 +24,7 @@ STANDING = ("loss", "grad_norm", "dissipation")
 _DIRECTIONS = {"up": 1, "down": -1}
 _CHUNK_BYTES = 2**26  # of rows held on the device between two visits to the host
 _OVERFLOW = 1e60  # size of parameters that no flow with a finite blow-up time has at its last step
+_SMALL = 1024  # numbers in an array that a kernel goes through in a microsecond
 _RESOLUTION = 1000  # smallest rtol, in units of the machine epsilon
 
 
@@ -170,6 +171,7 @@ def _make_flow(problem, params0, t1, ts, observables, crossings, stop, solver, r
         stop=None if stop is None else list(crossings).index(stop),
         grid=grid,
         may_switch=isinstance(solver, str) and solver == "auto",
+        small=largest_array(problem, params0) <= _SMALL,
         capacity=max(len(grid), 1) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096)),
     )
 

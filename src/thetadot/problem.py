@@ -1,6 +1,7 @@
 """The problem: a loss, its data, and the gradient flow θ̇ = −∇L(θ) they define."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -115,6 +116,22 @@ def check_start(problem: Problem, params0: PyTree) -> PyTree:
 def _loss(problem: Problem, params: PyTree) -> Any:
     """The loss, traced once for each shape of its arguments."""
     return problem.loss(params)
+
+
+def largest_array(problem: Problem, params: PyTree) -> int:
+    """Numbers in the largest array that the loss computes on its way."""
+    return max(_sizes(_loss.trace(problem, params).jaxpr), default=1)
+
+
+def _sizes(jaxpr) -> Iterator[int]:
+    for equation in jaxpr.eqns:
+        yield from (math.prod(out.aval.shape) for out in equation.outvars)
+        inner = jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_jaxpr)
+        yield from (size for sub in inner if _is_jaxpr(sub) for size in _sizes(sub))
+
+
+def _is_jaxpr(x) -> bool:
+    return hasattr(x, "eqns")
 
 
 def check_value(loss0: Array, grad0: PyTree) -> None:

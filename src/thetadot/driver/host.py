@@ -18,7 +18,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 from threadpoolctl import ThreadpoolController
 
-from .._programs import program
 from ..problem import Problem, squared_norm, vector_field
 from ..progress import Report
 from ..solvers import (
@@ -278,13 +277,13 @@ def _lapack() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-@program
+@eqx.filter_jit
 def _curvatures(problem: Problem, params: PyTree) -> Array:
     y, unravel = ravel_pytree(params)
     return curvatures(lambda x: ravel_pytree(vector_field(None, unravel(x), problem))[0], y)
 
 
-@program
+@eqx.filter_jit
 def _invariant_scales(problem: Problem, params: PyTree, signs: PyTree) -> list:
     def change(fn, signs):
         tangent = jax.tree.map(lambda leaf, sign: leaf * jnp.asarray(sign, leaf.dtype), params, signs)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
-from .._programs import program
 from ..problem import Problem
 from ..solvers import DeflatedExponential
+from .programs import program
 from .record import at_levels, empty_rows, events_a_step, observe
 from .state import Flow, Outcome, Rows, State
 from .step import TERM, attempt, error_order

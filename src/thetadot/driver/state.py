@@ -33,6 +33,7 @@ class Flow(eqx.Module):
     grid: Float[Array, " G"] | None  # save times, or None for the accepted steps
     may_switch: bool = eqx.field(static=True)  # leave the loop when the solver is strained
     capacity: int = eqx.field(static=True)  # rows a chunk can hold
+    small: bool = eqx.field(static=True)  # of arrays so small that their kernels need no care
     lanes: str | None = eqx.field(static=True, default=None)  # the axis of `vmap`, where flows run under one
 
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._programs import program
 from ..progress import Report
 from .host import Run, one_lapack_thread
 from .loop import several_steps
+from .programs import program
 
 _CHUNK_STEPS = 32  # tried in every lane between two visits to the host
 _ALONE = 3  # lanes go on one by one when less than the third part of a batch is left of them
@@ -100,7 +100,7 @@ class _Batch:
         """One chunk for every lane; takes out and returns those that ended, or must go on alone."""
         budgets = [0 if run is None else min(_CHUNK_STEPS, run.max_steps - run.num_steps) for run in self.slots]
         with _one_at_a_time:
-            out = _several_steps_in_lanes(self.static, self.arrays, np.array(budgets))
+            out = _several_steps_in_lanes(*self.static, self.arrays, np.array(budgets))
             state, rows, strained = jax.tree.map(np.array, out)
         flow, problem, _, t1 = self.arrays
         self.arrays = flow, problem, state, t1
@@ -120,7 +120,7 @@ def _lane(stacked: PyTree, slot: int) -> PyTree:
     return jax.tree.map(lambda leaf: np.array(leaf[slot]), stacked)
 
 
-def _split(run: Run) -> tuple[Any, Any]:
+def _split(run: Run) -> tuple[Any, tuple[Any, Any, Any, Any]]:
     """The arrays of a flow in progress, on the host, and everything else."""
     arrays, static = eqx.partition((run.flow, run.problem, run.state, run.t1), eqx.is_array)
     return jax.tree.map(np.asarray, arrays), static
@@ -135,7 +135,10 @@ def _signature(run: Run) -> tuple:
 
 
 @program
-def _several_steps_in_lanes(static: PyTree, arrays: PyTree, budgets) -> tuple:
+def _several_steps_in_lanes(flow, problem, state, t1, arrays: PyTree, budgets) -> tuple:
+    """A chunk of each lane: the first four arguments without their arrays, and these, stacked."""
+    static = flow, problem, state, t1
+
     def one(arrays, budget):
         flow, problem, state, t1 = eqx.combine(arrays, static)
         # A lane that waits copies its rows in every step: no more of them than a chunk needs.
