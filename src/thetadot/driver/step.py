@@ -62,7 +62,7 @@ def attempt(flow: Flow, problem: Problem, state: State, rows: Rows, t1) -> tuple
     state, rows = jax.lax.cond(
         keep & (result == dfx.RESULTS.successful),
         lambda: _accept(flow, problem, state, rows, step, t1),
-        lambda: (_reject(state, jnp.minimum(t_next, (state.t + t_end) / 2)), rows),
+        lambda: (_reject(state, jnp.where(keep, (state.t + t_end) / 2, t_next)), rows),
     )
     # A step of a few units in the last place of t is no step: it would be tried again and again.
     ulp = jnp.finfo(state.t.dtype).eps * jnp.abs(state.t)
