@@ -77,7 +77,7 @@ def vector_field(t, params: PyTree, problem: Problem) -> PyTree:
 
 def squared_norm(tree: PyTree) -> Float[Array, ""]:
     """Σ x² over all arrays of a pytree."""
-    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))  # pyright: ignore[reportReturnType]
+    return sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree))  # pyright: ignore[reportReturnType]
 
 
 def check_start(problem: Problem, params0: PyTree) -> PyTree:

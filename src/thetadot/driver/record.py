@@ -57,11 +57,12 @@ def record(flow: Flow, problem: Problem, state: State, rows: Rows, t0, t1, at: C
     if flow.grid is None:
         row = observe(flow, problem, state.params, state.loss, state.grad, state.dissipation)
         return state, _append(rows, state.t, row, sound)
-    grid = flow.grid
+    # Never reached. Without it XLA computes the row of a single save time in every step: nothing in it would change.
+    grid = jnp.append(flow.grid, jnp.inf)
 
     def pending(carry):
         saved, _ = carry
-        return sound & (saved < grid.size) & (grid[jnp.minimum(saved, grid.size - 1)] <= state.t)
+        return sound & (grid[saved] <= state.t)
 
     def save(carry):
         saved, rows = carry
