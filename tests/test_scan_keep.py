@@ -133,7 +133,7 @@ def test_so_do_lanes_in_batches(tmp_path, uninterrupted):
                 job(tmp_path),
                 lambda todo=todo: todo.popleft() if todo else None,
                 lambda item: rows.update([item]),
-                after(150),
+                after(120),
             )
         interrupts += len(rows) < 2
         assert interrupts < 100

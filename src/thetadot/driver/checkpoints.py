@@ -19,7 +19,7 @@ import numpy as np
 from ..provenance import provenance
 from ..solvers import DeflatedExponential, KrylovExponential, describe_solver
 from .host import Run
-from .loop import start
+from .loop import first_state
 
 _MADE_BY = ("versions", "commit", "device")  # other ones may take other steps
 
@@ -50,7 +50,7 @@ def resume(run: Run, saved: Mapping[str, np.ndarray]) -> bool:
     if facts["flow"] != _digest(run) or describe_solver(solver) != facts["solver"]:
         return False
     flow = dataclasses.replace(run.flow, solver=solver)
-    leaves, structure = jax.tree.flatten(eqx.filter_eval_shape(start, flow, run.problem, run.params0, run.t1)[0])
+    leaves, structure = jax.tree.flatten(eqx.filter_eval_shape(first_state, flow, run.problem, run.params0, run.t1)[0])
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
     for place, name in enumerate(f"state_{i}" for i in range(len(places))):
         expected, found = leaves[places[place]], saved[name]

@@ -19,8 +19,7 @@ from .step import TERM, attempt, error_order
 _FEW = 50  # steps of the present length: about twice what a look at the spectrum costs
 
 
-@program
-def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dict[str, Array]]:
+def first_state(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dict[str, Array]]:
     """The state at t = 0 and its row."""
     t0 = jnp.zeros_like(t1)
     order = error_order(flow)
@@ -50,6 +49,9 @@ def start(flow: Flow, problem: Problem, params0: PyTree, t1) -> tuple[State, dic
         outcome=jnp.array(int(Outcome.RUNNING)),
     )
     return state, observe(flow, problem, params0, loss, grad, state.dissipation)
+
+
+start = program(first_state)
 
 
 def several_steps(flow: Flow, problem: Problem, state: State, t1, max_steps) -> tuple[State, Rows, Bool[Array, ""]]:
