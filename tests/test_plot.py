@@ -167,7 +167,7 @@ def test_relative_change_of_norms():
 
 def test_stages_that_crowd_together_get_a_linear_axis():
     traj = factorization_run()  # its second descent ends at more than twice the time of the first
-    late = [Stage("plateau", 0.0, 50.0, 5.0), Stage("descent", 50.0, 52.0, 0.5), Stage("converged", 52.0, 60.0, 0.0)]
+    late = [Stage("plateau", 0.0, 47.0, 5.0), Stage("descent", 47.0, 52.0, 0.5), Stage("converged", 52.0, 60.0, 0.0)]
     assert _style.crowded_limits(traj, find_stages(traj)) is None
     left, right = _style.crowded_limits(traj, late) or (0.0, 0.0)
     assert 40 < left < 50 and 52 < right <= 60
