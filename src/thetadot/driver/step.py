@@ -62,7 +62,7 @@ def attempt(flow: Flow, problem: Problem, state: State, rows: Rows, t1) -> tuple
     state, rows = jax.lax.cond(
         keep & (result == dfx.RESULTS.successful),
         lambda: _accept(flow, problem, state, rows, step, t1),
-        lambda: (_reject(state, jnp.where(keep, (state.t + t_end) / 2, t_next)), rows),
+        lambda: (_reject(state, _retry(flow, state, t_end, t_next, keep)), rows),
     )
     # A step of a few units in the last place of t is no step: it would be tried again and again.
     ulp = jnp.finfo(state.t.dtype).eps * jnp.abs(state.t)
@@ -77,6 +77,16 @@ def _count(flow: Flow, state: State, solver_state: PyTree) -> State:
     gradients, products = step_cost(flow.solver, solver_state) or (0, 0)
     counts = state.num_gradients + gradients, state.num_products + products
     return eqx.tree_at(lambda s: (s.num_gradients, s.num_products), state, counts)
+
+
+def _retry(flow: Flow, state: State, t_end, t_next, keep):
+    """The end of the step that follows a rejected one: no further than half of it.
+
+    What rejects a step is most often the beginning of an escape, and the next one is better for it. An explicit solver
+    at its limit of stability is rejected all the time: it goes as far as its controller lets it.
+    """
+    half = jnp.minimum(t_next, (state.t + t_end) / 2)
+    return jnp.where(keep, half, t_next) if isinstance(flow.solver, dfx.AbstractERK) else half
 
 
 def _reject(state: State, t_next) -> State:
