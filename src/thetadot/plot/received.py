@@ -119,6 +119,7 @@ def _draw_laws(
         ax.annotate(labels[token], place, xytext=(-5, 1), textcoords="offset points", ha="right", fontsize=7.5)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    ax.margins(x=0.2)  # a name stands left of its point, that of the rarest token too
     ax.set_xlabel("frequency $\\pi_j$")
     ax.set_ylabel("attention received $\\sum_i \\pi_i A_{ij}$")
     ax.legend(fontsize=7.5, frameon=False)
