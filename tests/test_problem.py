@@ -55,5 +55,7 @@ def test_the_largest_array_of_a_loss_may_be_inside_a_loop_or_a_function():
     params, data = jnp.ones(7), jnp.ones(30)
     assert largest_array(td.Problem(looped, data), params) == 49
     assert largest_array(td.Problem(jax.jit(looped), data), params) == 49
-    assert largest_array(td.Problem(lambda params, data: jnp.sum(params), None), params) == 1
+    assert largest_array(td.Problem(lambda params, data: jnp.sum(params), None), params) == 7
+    assert largest_array(td.Problem(looped, jnp.ones(50)), params) == 50
+    assert largest_array(td.Problem(lambda params, data: params**2, None), jnp.array(1.0)) == 1
     assert largest_array(PROBLEM, PARAMS) == 4

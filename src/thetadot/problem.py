@@ -119,8 +119,9 @@ def _loss(problem: Problem, params: PyTree) -> Any:
 
 
 def largest_array(problem: Problem, params: PyTree) -> int:
-    """Numbers in the largest array that the loss computes on its way."""
-    return max(_sizes(_loss.trace(problem, params).jaxpr), default=1)
+    """Numbers in the largest array that the loss takes, or computes on its way."""
+    jaxpr = _loss.trace(problem, params).jaxpr
+    return max(*(math.prod(x.shape) for x in jaxpr.in_avals), *_sizes(jaxpr), 1)
 
 
 def _sizes(jaxpr) -> Iterator[int]:

@@ -83,7 +83,8 @@ def _retry(flow: Flow, state: State, t_end, t_next, keep):
     """The end of the step that follows a rejected one: no further than half of it.
 
     What rejects a step is most often the beginning of an escape, and the next one is better for it. An explicit solver
-    at its limit of stability is rejected all the time: it goes as far as its controller lets it.
+    at its limit of stability is rejected all the time: it goes as far as its controller lets it, unless the controller
+    would keep a step that the solver itself gave up.
     """
     half = jnp.minimum(t_next, (state.t + t_end) / 2)
     return jnp.where(keep, half, t_next) if isinstance(flow.solver, dfx.AbstractERK) else half
