@@ -30,6 +30,7 @@ from ..solvers import (
     with_rank,
 )
 from .loop import advance, restart, start
+from .programs import compiled
 from .record import observe
 from .state import Flow, Outcome, Rows, State
 
@@ -156,7 +157,7 @@ class Run:
         """Measures the outlying curvature and takes the rank, or the method, that it asks for."""
         solver = self.flow.solver
         assert isinstance(solver, DeflatedExponential)  # no other solver is ever strained
-        spectrum = np.asarray(_curvatures(self.problem, self.state.params))
+        spectrum = np.asarray(compiled(_curvatures, self.flow.small)(self.problem, self.state.params))
         rank = better_rank(solver.rank, spectrum, self.state.solver_state.block.shape[0])
         held = (
             f"|λ_{solver.rank + 1}| = {spectrum[min(solver.rank, spectrum.size - 1)]:.2g} of the Hessian held its steps"
@@ -277,7 +278,6 @@ def _lapack() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-@eqx.filter_jit
 def _curvatures(problem: Problem, params: PyTree) -> Array:
     y, unravel = ravel_pytree(params)
     return curvatures(lambda x: ravel_pytree(vector_field(None, unravel(x), problem))[0], y)

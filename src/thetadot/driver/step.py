@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..crossings import locate, sign_changes
 from ..problem import Problem, squared_norm, vector_field
-from ..solvers import step_cost
+from ..solvers import each, step_cost
 from .record import LOBATTO, at_levels, knots, record, record_crossings
 from .state import Flow, Outcome, Rows, State
 
@@ -103,7 +103,7 @@ def _accept(flow: Flow, problem: Problem, state: State, rows: Rows, step: _Step,
         return params, *problem.value_and_grad(params)
 
     shares = jnp.asarray(LOBATTO[1:3], step.t1.dtype)
-    inside = jax.vmap(lambda x: path.evaluate(step.t0 + x * (step.t1 - step.t0)))(shares)
+    inside = each(lambda x: path.evaluate(step.t0 + x * (step.t1 - step.t0)))(shares)
     points = jax.tree.map(lambda leaf, end: jnp.concatenate([leaf, end[None]]), inside, step.params1)
     losses, grads = jax.vmap(problem.value_and_grad)(points)
     loss1, grad1 = losses[-1], jax.tree.map(lambda leaf: leaf[-1], grads)

@@ -1,5 +1,6 @@
 """Diffrax solvers and step-size control made for gradient flows."""
 
+from ._vector import each as each
 from .choice import SOLVERS as SOLVERS
 from .choice import better_rank as better_rank
 from .choice import choose_solver as choose_solver

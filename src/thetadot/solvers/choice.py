@@ -109,7 +109,8 @@ def curvatures(field: Callable[[Array], Array], y: Float[Array, " P"]) -> Float[
         v = v - basis.T @ (basis @ v)
         size = jnp.linalg.norm(v)
         v = v / jnp.where(size > 0, size, 1)
-        return basis.at[i + 1].set(v), images.at[i].set(image)
+        put = jax.lax.dynamic_update_index_in_dim
+        return put(basis, v, i + 1, 0), put(images, image, i, 0)
 
     start = jr.normal(jr.key(2), y.shape, y.dtype)
     basis = jnp.zeros((num + 1, y.size), y.dtype).at[0].set(start / jnp.linalg.norm(start))

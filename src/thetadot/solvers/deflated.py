@@ -52,12 +52,11 @@ from jaxtyping import Array, Bool, Float
 
 from ._deflation import Deflation, Product, rayleigh_ritz, starting_block
 from ._phi import phi_functions
-from ._vector import Field, above_rounding, flatten, nudge, step_rounding
+from ._vector import Field, above_rounding, each, flatten, nudge, step_rounding
 from .interpolation import ExponentialInterpolation
 
 _MEMORY = 0.9  # of the running mean of h |μ_k|
 _STRAIN = 2.0  # the mean of h |μ_k| above which the rank may limit the step; the explicit part is unstable from about 3
-_LONG = 1000  # parameters from which a CPU takes Jacobian–vector products one by one
 _NODES = (0.5, 0.5, 1.0, 0.5)  # of stages two to five
 
 
@@ -113,7 +112,7 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
         steps = jnp.stack([h, h / 2])
         tables = jax.vmap(lambda step: hochbruck_ostermann(jnp.append(step * A.rates, 0)))(steps)
         from_start = partial(exponential_step, field, A, t0, y, field0)
-        whole, half = jax.vmap(from_start)(steps, tables)
+        whole, half = each(from_start)(steps, tables)
         field_half, field_near = jax.vmap(field)(jnp.stack([t_half, t0]), jnp.stack([y + half, y + delta]))
         second_half = exponential_step(field, A, t_half, y + half, field_half, h / 2, tables[1])
         correction = (half + second_half - whole) / 15
@@ -171,10 +170,12 @@ def exponential_step(
         X, xi = stages
         u, upsilon = combine(table[i], X, xi)
         n = field(times[i], y + u) - field0 - V @ (mu * upsilon)
-        return X.at[i + 1].set(n), xi.at[i + 1].set(n @ V)
+        here = (jnp.arange(num_stages) == i + 1)[:, None]
+        return jnp.where(here, n, X), jnp.where(here, n @ V, xi)
 
-    X = jnp.zeros((num_stages, y.size), y.dtype).at[0].set(field0)
-    X, xi = jax.lax.fori_loop(0, num_stages - 1, stage, (X, X @ V))
+    first = jnp.arange(num_stages)[:, None] == 0
+    start = jnp.where(first, field0, 0), jnp.where(first, field0 @ V, 0)
+    X, xi = jax.lax.fori_loop(0, num_stages - 1, stage, start)
     return combine(table[-1], X, xi)[0]
 
 
@@ -203,15 +204,6 @@ def hochbruck_ostermann(z: Float[Array, " K"]) -> Float[Array, "5 5 K"]:
 
 
 def _products(field: Callable[[Array], Array], y: Float[Array, " P"]) -> Product:
-    """The Jacobian at y times each column of a block.
-
-    All columns at once, but on a CPU one after the other where a column is long: a block that leaves the cache costs
-    up to twice as much.
-    """
+    """The Jacobian at y times each column of a block."""
     _, product = jax.linearize(field, y)
-    at_once = jax.vmap(product, in_axes=1, out_axes=1)
-    if y.size < _LONG:
-        return at_once
-    return lambda block: jax.lax.platform_dependent(
-        block, cpu=lambda block: jax.lax.map(product, block.T).T, default=at_once
-    )
+    return lambda block: each(product)(block.T).T

@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ._phi import phi_functions
+from ._vector import each
 
 
 def _hermite_matrix() -> np.ndarray:
@@ -50,19 +51,20 @@ class ExponentialInterpolation(AbstractLocalInterpolation):
         self.t0, self.t1, self.y0, self.rates, self.vectors = t0, t1, y0, rates, vectors
         h = self._step()
         knots = jnp.array([0.5, 1.0], rates.dtype)
-        sigma, inside = fields[0] @ vectors, displacements @ vectors
+        into = each(lambda x: x @ vectors)
+        sigma, inside, change = fields[0] @ vectors, into(displacements), into(fields[1:] - fields[:1])
         slope = h * (slope - rates * sigma)
-        half, end = (fields[1:] - fields[:1]) @ vectors - rates[None] * inside - knots[:, None] * slope[None]
+        half, end = change - rates[None] * inside - knots[:, None] * slope[None]
         self.forcing = jnp.stack([sigma, slope, 8 * half - end, 2 * end - 8 * half])
         half, end = inside - jax.vmap(self._exponential)(knots)
         self.cubic = jnp.stack([8 * half - end, 2 * end - 8 * half])
 
         def outside(vector):
-            return vector - (vector @ vectors) @ vectors.T
+            return vector - vectors @ (vector @ vectors)
 
         self.line = h * outside(fields[0])
-        values = outside(displacements) - knots[:, None] * self.line[None]
-        slopes = h * outside(fields[1:]) - self.line[None]
+        values = each(outside)(displacements) - knots[:, None] * self.line[None]
+        slopes = h * each(outside)(fields[1:]) - self.line[None]
         self.quintic = jnp.asarray(_HERMITE, rates.dtype) @ jnp.concatenate([values, slopes])
 
     def evaluate(self, t0, t1=None, left=True):
