@@ -19,6 +19,7 @@ ONE = jnp.array(1.0)
 def asked(monkeypatch):
     """The options of every program that is compiled."""
     options, filter_jit = [], programs.eqx.filter_jit
+    programs.compiled.cache_clear()
     keep = lambda fn, compiler_options: options.append(compiler_options) or filter_jit(fn)  # noqa: E731
     monkeypatch.setattr(programs.eqx, "filter_jit", keep)
     return options
@@ -44,6 +45,17 @@ def test_small_arrays_are_compiled_quickly(asked):
         assert float(shifted(a_flow(small), ONE, by=ONE)) == 2
     careful = {"xla_cpu_multi_thread_eigen": False}
     assert asked == [careful | {"xla_cpu_use_fusion_emitters": False}, careful]
+
+
+def test_loops_of_small_arrays_are_compiled_into_few_kernels(asked, monkeypatch):
+    calls = []
+    monkeypatch.setattr(programs, "in_few_kernels", lambda fn: calls.append(fn) or fn)
+    monkeypatch.setattr(programs, "is_supported", lambda: True)
+    shifted = program(shift, loops=True)
+    for small in (True, False):
+        assert float(shifted(a_flow(small), ONE, ONE)) == 2
+    assert calls == [shift]
+    assert asked[1] == asked[0] | {"xla_cpu_experimental_ynn_fusion_type": ""} and asked[2] == {}
 
 
 def test_an_option_that_xla_does_not_have_is_not_asked_for(asked):

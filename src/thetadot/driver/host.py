@@ -157,7 +157,7 @@ class Run:
         """Measures the outlying curvature and takes the rank, or the method, that it asks for."""
         solver = self.flow.solver
         assert isinstance(solver, DeflatedExponential)  # no other solver is ever strained
-        spectrum = np.asarray(compiled(_curvatures, self.flow.small)(self.problem, self.state.params))
+        spectrum = np.asarray(compiled(_curvatures, self.flow.small, loops=True)(self.problem, self.state.params))
         rank = better_rank(solver.rank, spectrum, self.state.solver_state.block.shape[0])
         held = (
             f"|λ_{solver.rank + 1}| = {spectrum[min(solver.rank, spectrum.size - 1)]:.2g} of the Hessian held its steps"

@@ -72,8 +72,8 @@ def several_steps(flow: Flow, problem: Problem, state: State, t1, max_steps) -> 
     return state, rows, strained(flow, state, t1)
 
 
-_advance = program(several_steps)
-_advance_on_one_core = program(several_steps, xla_cpu_multi_thread_eigen=False)
+_advance = program(several_steps, loops=True)
+_advance_on_one_core = program(several_steps, loops=True, xla_cpu_multi_thread_eigen=False)
 _one_core = ContextVar("one_core", default=False)
 
 

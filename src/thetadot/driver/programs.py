@@ -19,34 +19,38 @@ _QUICKLY = {"xla_cpu_use_fusion_emitters": False}
 _OWN_PRODUCTS = {"xla_cpu_experimental_ynn_fusion_type": ""}  # not YNNPACK's, which no larger kernel can hold
 
 
-def program(fn: Callable[Concatenate[Flow, P], T], **options: bool) -> Callable[Concatenate[Flow, P], T]:
+def program(
+    fn: Callable[Concatenate[Flow, P], T], *, loops: bool = False, **options: bool
+) -> Callable[Concatenate[Flow, P], T]:
     """A function, compiled for flows of small or of large arrays.
 
     Args:
         fn: a function whose first argument is the flow.
+        loops: whether it loops so often that few kernels are worth their compilation.
         options: what else to ask of XLA, named like its flags. One that this version does not have is not asked for.
     """
 
     @wraps(fn)
     def call(flow: Flow, *args: P.args, **kwargs: P.kwargs) -> T:
-        return compiled(fn, flow.small, **options)(flow, *args, **kwargs)
+        return compiled(fn, flow.small, loops, **options)(flow, *args, **kwargs)
 
     return call
 
 
 @cache
-def compiled(fn: Callable[P, T], small: bool, **options: bool) -> Callable[P, T]:
-    """`eqx.filter_jit` that compiles quickly, into few kernels, where the arrays are small.
+def compiled(fn: Callable[P, T], small: bool, loops: bool = False, **options: bool) -> Callable[P, T]:
+    """`eqx.filter_jit` that compiles quickly, and loops into few kernels, where the arrays are small.
 
     What XLA refuses to make few kernels of is compiled as it is.
 
     Args:
         fn: any function.
         small: whether its arrays are small.
+        loops: as in `program`.
         options: as in `program`.
     """
     plain = _jit(fn, options | _QUICKLY if small else options)
-    if not (small and is_supported()):
+    if not (small and loops and is_supported()):
         return plain
     few = _jit(in_few_kernels(fn), options | _QUICKLY | _OWN_PRODUCTS)
     refused = set()

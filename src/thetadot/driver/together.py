@@ -134,8 +134,7 @@ def _signature(run: Run) -> tuple:
     return jax.tree.structure(arrays), shapes, jax.tree.structure(static), jax.tree.leaves(static)
 
 
-@program
-def _several_steps_in_lanes(flow, problem, state, t1, arrays: PyTree, budgets) -> tuple:
+def _steps_in_lanes(flow, problem, state, t1, arrays: PyTree, budgets) -> tuple:
     """A chunk of each lane: the first four arguments without their arrays, and these, stacked."""
     static = flow, problem, state, t1
 
@@ -147,3 +146,6 @@ def _several_steps_in_lanes(flow, problem, state, t1, arrays: PyTree, budgets) -
         return several_steps(together, problem, state, t1, budget)
 
     return jax.vmap(one, axis_name=_LANES)(arrays, budgets)
+
+
+_several_steps_in_lanes = program(_steps_in_lanes, loops=True)
