@@ -98,7 +98,8 @@ def test_nothing_changes_but_the_number_of_kernels(fn):
     assert num_marked(program) > 0
     for found, right in zip(jax.tree.leaves(program(X)), jax.tree.leaves(expected), strict=True):
         assert (found.shape, found.dtype) == (right.shape, right.dtype)
-        np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-13)
+        rtol = 1e-5 if found.dtype == jnp.float32 else 1e-12  # sums in another order
+        np.testing.assert_allclose(found, right, rtol=rtol, atol=1e-13)
 
 
 @supported
