@@ -36,7 +36,8 @@ def check_dilution(trace: Trace = trace) -> list[Check]:
     size, rare = float(np.linalg.norm(direction)), float(direction.size - 1)
     coordinate = _coordinate(direction, np.asarray(setting["stationary"]))
     rate, ratio, prefactor, apart, coordinate_measured, diluted, flipped = settled(
-        lambda rtol: _dilute(trace, setting, direction, rtol)
+        lambda rtol: _dilute(trace, setting, direction, rtol),
+        rtol=1e-9,  # at 1e-8 the error of the rates is as large as their tolerance
     )
     d_name = "stage III: D = (1-π_1) γ_1 - (d-1) π_1 γ_i per κ"
     diluted_name = "stage III: infrequent queries whose attention to token 1 rises above π_1, then falls below"
