@@ -9,6 +9,7 @@ Exit codes: 0, done; 1, the flow ended early (results are saved) or a claim fail
 interrupted.
 """
 
+import atexit
 import gc
 import os
 import sys
@@ -192,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     jax.config.update("jax_enable_x64", True)  # plateaus last log(1/ε): float32 noise would end them early
     gc.set_threshold(_COLLECT_AFTER)
+    atexit.register(gc.freeze)  # the interpreter looks at every object once more before it ends: half a second
     keep_compiled()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
