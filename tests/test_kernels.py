@@ -77,7 +77,19 @@ def lanes(x):
     return jax.vmap(lambda row: jax.lax.while_loop(lambda r: r[0] < 5, lambda r: jnp.sort(r * r + 1.1), row))(x)
 
 
-FUNCTIONS = [straight, looped, with_lapack, scanned, with_constants, of_other_dtypes, lanes]
+def products(x):
+    """Every order of the axes, in a loop, in batches and with vectors."""
+
+    def body(i, x):
+        y = x @ x.T @ x + (x.T @ x) @ x[:3].T @ jnp.ones((3, 3)) * i if x.shape[0] == 3 else x
+        z = jnp.einsum("ij,kj->ik", y, y) @ y + jnp.einsum("ij,j->i", x, x[0])[:, None]
+        batches = jnp.stack([x, y, z])
+        return 0.1 * (z + jnp.einsum("bij,bkj,bkl->il", batches, batches, batches))
+
+    return jax.lax.fori_loop(0, 3, body, x), jnp.einsum("ij,ij->", x, x), jnp.einsum("ij,kl->ijkl", x, x)
+
+
+FUNCTIONS = [straight, products, looped, with_lapack, scanned, with_constants, of_other_dtypes, lanes]
 
 
 def compile_few(fn, *args):
