@@ -20,12 +20,12 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from importlib.metadata import version
 from typing import Any, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jaxlib
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import core
 from jax.typing import ArrayLike
@@ -62,7 +62,7 @@ _DTYPES = frozenset(jnp.dtype(name) for name in ("bool", "int32", "int64", "uint
 def is_supported() -> bool:
     """Whether this machine and this version of XLA are those that the rules were made for, and nobody is against it."""
     wanted = os.environ.get(SWITCH, "").lower() != "off"
-    return wanted and jax.default_backend() == "cpu" and jaxlib.__version__.startswith(_VERSIONS)
+    return wanted and jax.default_backend() == "cpu" and version("jaxlib").startswith(_VERSIONS)
 
 
 def in_few_kernels(fn: Callable[P, T]) -> Callable[P, T]:
@@ -74,7 +74,7 @@ def in_few_kernels(fn: Callable[P, T]) -> Callable[P, T]:
 
         def on_arrays(arrays):
             args, kwargs = eqx.combine(arrays, static)
-            return fn(*args, **kwargs)
+            return fn(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
         closed, shapes, static_out = eqx.filter_make_jaxpr(on_arrays)(arrays)
         if closed.effects:  # what happens in an order must stay in it
@@ -106,12 +106,16 @@ def _is_small(aval: Any) -> bool:
 
 def _is_cheap(product: core.JaxprEqn) -> bool:
     """Whether a product is so small that a library would not be faster."""
-    left, right = (x.aval.shape for x in product.invars)
+    left, right, out = (_shape(x) for x in (*product.invars, *product.outvars))
     (contracted, _), (batch, _) = product.params["dimension_numbers"]
-    count = math.prod(product.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    count = math.prod(out) * math.prod(left[axis] for axis in contracted)
     shared = math.prod(left[axis] for axis in (*contracted, *batch))
     has_vector = shared in (math.prod(left), math.prod(right))
     return count <= (_GEMV if has_vector else _GEMM)
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return x.aval.shape
 
 
 def _inside(equation: core.JaxprEqn) -> list[core.Jaxpr]:
@@ -119,7 +123,7 @@ def _inside(equation: core.JaxprEqn) -> list[core.Jaxpr]:
     return [getattr(leaf, "jaxpr", leaf) for leaf in leaves if hasattr(leaf, "eqns")]
 
 
-def _evaluate(closed: core.ClosedJaxpr, args: Sequence[ArrayLike]) -> list[ArrayLike]:
+def _evaluate(closed: core.ClosedJaxpr, args: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
     """The results of a jaxpr, run by run."""
     jaxpr = closed.jaxpr
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
@@ -163,10 +167,11 @@ def _in_one_kernel(jaxpr: core.Jaxpr, equations: list[core.JaxprEqn], known: dic
         return dict(zip(outputs, core.jaxpr_as_fun(run)(*args), strict=True))
     args = jax.lax.optimization_barrier(args)
     values = jax.jit(lambda *args: (*_inside_kernel(run, args), *(arg[(0,) * arg.ndim] for arg in args)))(*args)
-    return dict(zip(outputs, set_xla_metadata(values, **_MARK), strict=False))
+    marked: Any = set_xla_metadata(values, **_MARK)
+    return dict(zip(outputs, marked, strict=False))
 
 
-def _inside_kernel(closed: core.ClosedJaxpr, args: Sequence[ArrayLike]) -> list[ArrayLike]:
+def _inside_kernel(closed: core.ClosedJaxpr, args: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
     """The results of a jaxpr that is part of a kernel, equation by equation."""
     jaxpr = closed.jaxpr
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *args), strict=True))
@@ -196,21 +201,21 @@ def _product(equation: core.JaxprEqn, left: ArrayLike, right: ArrayLike) -> Arra
     return jax.lax.dot_general(left, right, numbers, **kind)
 
 
-def _alone(jaxpr: core.Jaxpr, equation: core.JaxprEqn, args: Sequence[ArrayLike]) -> list[ArrayLike]:
+def _alone(jaxpr: core.Jaxpr, equation: core.JaxprEqn, args: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
     """The results of one equation: of a loop, a branch or a call that a kernel cannot hold, with its body in runs."""
     if fits(equation):
         return _bind(jaxpr, equation, args)
     return _enter(jaxpr, equation, args, _evaluate)
 
 
-def _bind(jaxpr: core.Jaxpr, equation: core.JaxprEqn, args: Sequence[ArrayLike]) -> list[ArrayLike]:
+def _bind(jaxpr: core.Jaxpr, equation: core.JaxprEqn, args: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
     known = {x: arg for x, arg in zip(equation.invars, args, strict=True) if not isinstance(x, core.Literal)}
     return core.jaxpr_as_fun(_part(jaxpr, [equation], known, equation.outvars))(*known.values())
 
 
 def _enter(
     jaxpr: core.Jaxpr, equation: core.JaxprEqn, args: Sequence[ArrayLike], evaluate: Callable
-) -> list[ArrayLike]:
+) -> Sequence[ArrayLike]:
     """The results of one equation; where it has a body, `evaluate` does that."""
     params = equation.params
     match None if _chooses_platform(equation) else equation.primitive.name:
@@ -261,5 +266,8 @@ def _variables(atoms: Iterable) -> list:
     return [x for x in atoms if not isinstance(x, core.Literal)]
 
 
-def _value(atom, known: dict) -> ArrayLike:
-    return jnp.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else known[atom]
+def _value(atom: Any, known: dict) -> ArrayLike:
+    if not isinstance(atom, core.Literal):
+        return known[atom]
+    literal: Any = atom
+    return jnp.asarray(literal.val, literal.aval.dtype)
