@@ -1,7 +1,7 @@
 """Many flows under one `vmap`: the same program, each with its own data and its own steps.
 
-A step of a small flow is a thousand tiny kernels, and their overhead is shared by all flows that run together. The loop
-takes steps until every lane has had its share or has ended. Then the host takes out the lanes that ended and puts
+A step of a flow is many small kernels, and their overhead is shared by all flows that run together. The loop takes
+steps until every lane has had its share or has ended. Then the host takes out the lanes that ended and puts
 waiting ones in their places, so that a long lane holds nobody up for more than one chunk. A lane whose solver is
 strained leaves too: it goes on alone, and makes the choices that it would have made alone.
 """
