@@ -127,12 +127,13 @@ def largest_array(problem: Problem, params: PyTree) -> int:
 def _sizes(jaxpr) -> Iterator[int]:
     for equation in jaxpr.eqns:
         yield from (math.prod(out.aval.shape) for out in equation.outvars)
-        inner = jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_jaxpr)
-        yield from (size for sub in inner if _is_jaxpr(sub) for size in _sizes(sub))
+        yield from (size for inner in inner_jaxprs(equation) for size in _sizes(inner))
 
 
-def _is_jaxpr(x) -> bool:
-    return hasattr(x, "eqns")
+def inner_jaxprs(equation) -> list:
+    """The jaxprs that an equation contains: of a loop, a branch or a call."""
+    leaves = jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
 
 
 def check_value(loss0: Array, grad0: PyTree) -> None:

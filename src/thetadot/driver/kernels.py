@@ -30,6 +30,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import core
 from jax.typing import ArrayLike
 
+from ..problem import inner_jaxprs
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -93,7 +95,7 @@ def fits(equation: core.JaxprEqn) -> bool:
         return False
     if equation.primitive.name == _PRODUCT and not _is_cheap(equation):
         return False
-    return all(fits(inner) for jaxpr in _inside(equation) for inner in jaxpr.eqns)
+    return all(fits(inner) for jaxpr in inner_jaxprs(equation) for inner in jaxpr.eqns)
 
 
 def _chooses_platform(equation: core.JaxprEqn) -> bool:
@@ -116,11 +118,6 @@ def _is_cheap(product: core.JaxprEqn) -> bool:
 
 def _shape(x: Any) -> tuple[int, ...]:
     return x.aval.shape
-
-
-def _inside(equation: core.JaxprEqn) -> list[core.Jaxpr]:
-    leaves = jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
-    return [getattr(leaf, "jaxpr", leaf) for leaf in leaves if hasattr(leaf, "eqns")]
 
 
 def _evaluate(closed: core.ClosedJaxpr, args: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
