@@ -6,7 +6,10 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jaxtyping
 import pytest
+
+from thetadot.compile import compiled
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -31,11 +34,33 @@ def sample_text():
     return find
 
 
+@pytest.fixture(autouse=True, scope="session")
+def check_types_of_one_step():
+    """Shapes are checked in the first step that a flow takes on the host: a check costs as much as what it checks."""
+    from thetadot.engine import loop
+
+    on_host = loop.on_host
+
+    def checked_once(flow, field, state, t1, max_steps):
+        if state.num_steps == 0:
+            return on_host(flow, field, state, t1, min(max_steps, 1))
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            return on_host(flow, field, state, t1, max_steps)
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "on_host", checked_once)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_code():
     """Compiled code is mapped into memory kernel by kernel: that of all modules together is more than Linux allows."""
     yield
     if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > 20_000:  # of 65 530; a module leaves 5000
+        compiled.cache_clear()
         eqx.clear_caches()
         jax.clear_caches()
         gc.collect()

@@ -8,7 +8,7 @@ import pytest
 
 from flows import LOGISTIC, QUARTIC, at, first, scalar_flows
 from test_together import layers
-from thetadot.driver import checkpoint, checkpoints, host, resume
+from thetadot.engine import Request, checkpoint, checkpoints, resume, run
 from thetadot.flow import begin_flow, end_flow
 from thetadot.provenance import provenance
 
@@ -17,12 +17,12 @@ CROSSINGS = {"half": ("x", 0.5), "loss": ("loss", 0.1)}
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(host, "_CHUNK_STEPS", 20)
+    monkeypatch.setattr(run, "_CHUNK_STEPS", 20)
 
 
 def begin(x0=0.02, ts=None, solver="tsit5", rtol=1e-8, problem=None):
     problem = problem or scalar_flows(LOGISTIC, QUARTIC)
-    return begin_flow(problem, at(x0, 0.5), 8.0, ts, {"x": first}, CROSSINGS, None, solver, rtol, 10_000)
+    return begin_flow(Request(problem, at(x0, 0.5), 8.0, ts, {"x": first}, CROSSINGS, None, solver, rtol, 10_000))
 
 
 def on_disk(saved):
@@ -66,7 +66,7 @@ def test_one_that_has_come_to_rest_is_held_until_the_end_once():
     problem = scalar_flows(LOGISTIC, LOGISTIC)
 
     def rest():
-        return begin_flow(problem, at(0.3, 0.2), 1e100, None, {"x": first}, CROSSINGS, None, "tsit5", 1e-8, 10_000)
+        return begin_flow(Request(problem, at(0.3, 0.2), 1e100, None, {"x": first}, CROSSINGS, solver="tsit5", rtol=1e-8))
 
     through, saved = drive(rest())
     assert "Converged" in through.result and through.ts[-1] == 1e100
@@ -111,7 +111,7 @@ def test_a_flow_that_has_changed_its_solver_goes_on_with_the_new_one():
 
     def begin_layers():
         crossings = {"last": ("loss", 0.1)}
-        return begin_flow(*layers(1e-2, size=6, depth=3), 1000.0, None, {}, crossings, None, "auto", 1e-4, 10_000)
+        return begin_flow(Request(*layers(1e-2, size=6, depth=3), 1000.0, crossings=crossings, rtol=1e-4))
 
     through, saved = drive(begin_layers())
     assert len(through.stats["choices"]) > 1

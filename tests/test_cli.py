@@ -57,9 +57,35 @@ def test_module_and_help_work_in_a_fresh_process():
     assert "--init-scale" in done.stdout and "--text" in done.stdout and "matplotlib" not in done.stderr
 
 
-def test_importing_the_command_line_does_not_import_matplotlib():
-    code = "import sys, thetadot.cli; raise SystemExit('matplotlib' in sys.modules)"
+def test_importing_the_command_line_imports_neither_matplotlib_nor_jax():
+    """JAX is imported beside the processes that draw, which are started first."""
+    code = "import sys, thetadot.cli; raise SystemExit(bool({'matplotlib', 'jax', 'tyro'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_the_experiment_that_runs_is_imported():
+    code = (
+        "import sys, thetadot.cli_commands as c; c.parse(['run', 'focus-dilution'])\n"
+        "others = ('rank_collapse', 'three_layer', 'identity_bridge')\n"
+        "raise SystemExit(any(f'thetadot.experiments.{name}' in sys.modules for name in others))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--help"], ["list", "run", "scan", "check", "plot", "{list,run,scan,check,plot}"]),
+        (["run", "--help"], ["focus-dilution", "three-layer", "condensation, focus, dilution"]),
+        (["scan", "--help"], ["focus-dilution", "fit laws"]),
+        (["scan", "three-layer", "--help"], ["--over", "--t1", "thetadot scan three-layer"]),
+        (["check", "--help"], ["Papers"]),
+    ],
+)
+def test_help_names_what_there_is(argv, words, capsys):
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in words)
 
 
 FOCUS = ["run", "focus-dilution", "--no-figures"]
@@ -121,22 +147,22 @@ def test_a_solve_that_gives_up_is_saved_and_exits_1(capsys, monkeypatch, tmp_pat
 
 
 def test_a_bug_keeps_its_trace(monkeypatch):
-    from thetadot import cli
+    from thetadot import cli_commands
 
     def broken(*args, **kwargs):
         return np.zeros(2) + np.zeros(3)
 
-    monkeypatch.setattr(cli, "run", broken)
+    monkeypatch.setattr(cli_commands, "run", broken)
     with pytest.raises(ValueError, match="broadcast"):
         main(SMALL)
 
 
 def test_interruption_leaves_nothing(capsys, monkeypatch, tmp_path):
-    from thetadot import cli
+    from thetadot import cli_commands
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run", interrupted)
+    monkeypatch.setattr(cli_commands, "run", interrupted)
     assert main([*SMALL, "--out", "never"]) == 130
     assert "nothing was saved" in capsys.readouterr().err and not list(tmp_path.iterdir())

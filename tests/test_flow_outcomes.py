@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import thetadot as td
+from thetadot.engine import compiled_at_once
 from flows import (
     BOWL,
     DRIFT,
@@ -153,9 +154,10 @@ def test_float32_runs_where_its_tolerance_is_within_its_resolution():
 def test_progress_is_reported_and_changes_nothing(capsys):
     problem, params0 = scalar_flows(QUARTIC, LOGISTIC), at(3.0, 1e-8)
     reports = []
-    silent = td.gradient_flow(problem, params0, 40.0, rtol=1e-11)
-    told = td.gradient_flow(problem, params0, 40.0, rtol=1e-11, progress=reports.append)
-    shown = td.gradient_flow(problem, params0, 40.0, rtol=1e-11, progress=True)
+    with compiled_at_once():
+        silent = td.gradient_flow(problem, params0, 40.0, rtol=1e-11)
+        told = td.gradient_flow(problem, params0, 40.0, rtol=1e-11, progress=reports.append)
+        shown = td.gradient_flow(problem, params0, 40.0, rtol=1e-11, progress=True)
     assert len(reports) > 1 and reports[-1].t == reports[-1].t1 == 40.0
     assert [r.num_steps for r in reports] == sorted({r.num_steps for r in reports})
     last = reports[-1]

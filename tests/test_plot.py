@@ -1,13 +1,20 @@
 """Figures of real runs: what they show, and that they can be drawn."""
 
+import dataclasses
 import io
+import os
+import pickle
+import subprocess
+import sys
+import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from runs import attention_run, bridge_run, factorization_run, two_layer_run
-from thetadot import plot
-from thetadot.plot import _style, amplitudes, condensation, norms, plane, received
+from thetadot import observables, plot, report
+from thetadot.plot import _style, amplitudes, apart, condensation, norms, plane, received
 from thetadot.stages import Stage, find_stages
 
 
@@ -95,6 +102,14 @@ def test_reordered_cosines_show_condensation_as_blocks():
     assert np.allclose(cosines, blocks) or np.allclose(cosines, blocks[::-1, ::-1])
 
 
+def test_cosines_without_a_compiler_are_those_of_the_observable():
+    weight = np.random.default_rng(1).normal(size=(5, 3))
+    weight[2] = 0
+    np.testing.assert_allclose(
+        condensation._cosines(weight), observables.cosine_matrix(jnp.asarray(weight)), atol=1e-15
+    )
+
+
 def test_condensation_is_shown_at_stage_boundaries():
     traj = attention_run()
     stages = find_stages(traj)
@@ -173,4 +188,110 @@ def test_stages_that_crowd_together_get_a_linear_axis():
     assert 40 < left < 50 and 52 < right <= 60
     assert plot.loss_figure(traj, stages=late).axes[0].get_xscale() == "linear"
     assert plot.loss_figure(traj).axes[0].get_xscale() == "log"
-    assert len(condensation.boundary_indices(traj, late)) == 3  # with the end of the late plateau
+    seen = dataclasses.replace(traj, ts=np.linspace(0.0, 60.0, len(traj.ts)))  # with rows among the late stages
+    assert len(condensation.boundary_indices(seen, late)) == 3  # with the end of the late plateau
+
+
+def saved(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_painters_draw_what_is_drawn_here(tmp_path, monkeypatch):
+    """The same files, bit for bit, by processes that are gone afterwards."""
+    monkeypatch.setattr(apart.os, "cpu_count", lambda: 2)
+    traj = attention_run()
+    stages = find_stages(traj)
+    for folder in ("here", "apart", "both"):
+        (tmp_path / folder).mkdir()
+    names = plot.save(plot.drawn(plot.FIGURES, traj, stages), tmp_path / "here")
+    with apart.painters() as painters:
+        processes = list(painters.processes)
+        assert len(processes) == 2
+        assert painters.draw(tmp_path / "apart", traj, stages) == names
+        assert all(process.returncode is not None for process in processes)
+        assert painters.draw(tmp_path / "both", traj, stages) is None  # they draw once
+    assert saved(tmp_path / "apart") == saved(tmp_path / "here") and set(saved(tmp_path / "here")) == set(names)
+
+
+def test_painters_that_are_not_needed_are_gone(monkeypatch):
+    monkeypatch.setattr(apart.os, "cpu_count", lambda: 2)
+    with pytest.raises(ZeroDivisionError), apart.painters() as painters:
+        processes = list(painters.processes)
+        raise ZeroDivisionError
+    assert len(processes) == 2 and all(process.returncode is not None for process in processes)
+    with apart.painters(wanted=False) as painters:
+        assert not painters.processes
+    monkeypatch.setattr(apart.os, "cpu_count", lambda: 1)
+    with apart.painters() as painters:
+        assert not painters.processes
+
+
+@pytest.mark.parametrize("program", ["raise SystemExit(1)", "import sys; sys.stdin.read(); print('no list')"])
+def test_figures_are_drawn_here_where_painters_fail(program, tmp_path, monkeypatch):
+    monkeypatch.setattr(apart.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(apart, "_PROGRAM", program)
+    traj = factorization_run()
+    with apart.painters() as painters:
+        names = report.write_figures(tmp_path, traj, find_stages(traj), painters)
+    assert {name.removesuffix(".png") for name in names} == EXPECTED[factorization_run] and set(saved(tmp_path)) == set(
+        names
+    )
+
+
+def test_a_figure_that_fails_is_reported_with_and_without_painters(tmp_path, monkeypatch):
+    """The error is that of drawing it here."""
+    monkeypatch.setattr(apart.os, "cpu_count", lambda: 2)
+    traj = factorization_run().with_provenance(rtol="not a number")
+    for wanted in (False, True):
+        with apart.painters(wanted) as painters, pytest.raises(ValueError, match="format code"):
+            report.write_figures(tmp_path, traj, find_stages(traj), painters)
+
+
+def test_more_than_can_be_sent_is_drawn_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(apart.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(apart, "_MOST_BYTES", 100)
+    traj = factorization_run()
+    with apart.painters() as painters:
+        assert painters.draw(tmp_path, traj, find_stages(traj)) is None and not saved(tmp_path)
+
+
+def test_a_painter_draws_its_share_and_ends_with_its_pipe(tmp_path, capsys):
+    traj = factorization_run()
+    record = apart._Record(traj.ts, dict(traj.series), traj.status, traj.stats, traj.provenance)
+    plain = [(stage.kind, stage.t_start, stage.t_end, stage.loss) for stage in find_stages(traj)]
+    apart.get_ready()
+    apart.serve(io.BytesIO(pickle.dumps((str(tmp_path), ["norms", "attention", "loss"], record, plain))))
+    assert capsys.readouterr().out == '["norms.png", "loss.png"]' and set(saved(tmp_path)) == {"norms.png", "loss.png"}
+    apart.serve(io.BytesIO())
+    assert capsys.readouterr().out == ""
+
+
+def test_a_painter_needs_no_jax_and_outlives_nobody():
+    """One whose parent is killed ends by itself."""
+    code = (
+        "import os, signal\n"
+        "from thetadot.plot import apart\n"
+        "process = apart._start()\n"
+        "print(process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+    for _ in range(600):
+        if not is_running(pid):
+            break
+        time.sleep(0.1)
+    assert not is_running(pid)
+    code = "import sys; from thetadot.plot import apart; apart.get_ready(); raise SystemExit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = f"/proc/{pid}/stat"
+    if os.path.exists(status):
+        with open(status, encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"  # nobody reaps it here
+    return True

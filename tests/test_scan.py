@@ -14,7 +14,7 @@ import xarray as xr
 import thetadot as td
 from flows import LOGISTIC, at, polynomial, scalar_flows
 from scans import MEASURE, OBSERVABLES, ends, final, make
-from thetadot.driver import host, together
+from thetadot.engine import run, together
 from thetadot.scan import engines
 from thetadot.scan import lane as lane_module
 from thetadot.scan.grid import check_grid, chunk_shape, chunk_start
@@ -71,7 +71,7 @@ def test_tighter_flows_are_left_after_the_last_crossing_found_and_no_number_move
         return ended[-1]
 
     monkeypatch.setattr(lane_module, "end_flow", end_flow)
-    monkeypatch.setattr(host, "_SHORT_CHUNK", 4)
+    monkeypatch.setattr(run, "_SHORT_CHUNK", 4)
     monkeypatch.setattr(together, "_CHUNK_STEPS", 4)
     options = {"t1": 60.0, "measure": measure, "observables": observables, "errors": True, "rtol": 1e-4}
     early = solve(make, {"x0": X0[:2]}, engine=engine, **options)

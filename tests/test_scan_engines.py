@@ -14,7 +14,7 @@ import xarray as xr
 
 import thetadot as td
 from scans import MEASURE, OBSERVABLES, die, make, scan_everywhere
-from thetadot.driver import loop
+from thetadot.engine import loop
 from thetadot.scan import engines
 from thetadot.scan.lane import Job
 
@@ -92,8 +92,13 @@ def test_there_is_one_thread_a_device_or_a_core(monkeypatch):
 @pytest.fixture
 def on_one_core(monkeypatch):
     """The loops that ran in the program for one core."""
-    calls, compiled = [], loop._advance_on_one_core
-    monkeypatch.setattr(loop, "_advance_on_one_core", lambda *args: calls.append(1) or compiled(*args))
+    calls, compile_ = [], loop.compile_
+
+    def noted(fn, small, loops=False, **options):
+        program = compile_(fn, small, loops, **options)
+        return (lambda *args: calls.append(1) or program(*args)) if options else program
+
+    monkeypatch.setattr(loop, "compile_", noted)
     return calls
 
 

@@ -16,7 +16,7 @@ import zarr
 from filelock import FileLock
 
 from scans import LONG, MEASURE, OBSERVABLES, make_stiff, num_rows, scan_long, scan_slowly
-from thetadot.driver import host
+from thetadot.engine import tiers
 from thetadot.scan import engines, keep
 from thetadot.scan.grid import check_grid
 from thetadot.scan.lane import Interrupted, Job, run_lane
@@ -40,14 +40,14 @@ def uninterrupted():
 @pytest.fixture
 def num_steps_taken(monkeypatch):
     """Adds up the steps of all chunks."""
-    taken, advance = [0], host.advance
+    taken, advance = [0], tiers.Tiers.advance
 
-    def noted(flow, problem, state, t1, budget):
-        out = advance(flow, problem, state, t1, budget)
+    def noted(self, flow, state, t1, budget):
+        out = advance(self, flow, state, t1, budget)
         taken[0] += int(out[0].num_accepted + out[0].num_rejected - state.num_accepted - state.num_rejected)
         return out
 
-    monkeypatch.setattr(host, "advance", noted)
+    monkeypatch.setattr(tiers.Tiers, "advance", noted)
     return taken
 
 

@@ -15,6 +15,7 @@ import equinox as eqx
 import pytest
 
 import thetadot
+from thetadot._lazy import OnDemand
 from thetadot.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
@@ -26,17 +27,21 @@ MODULES = {
 
 # An import may only go up this list. A folder is one entry: inside it, modules may import one another.
 ORDER = [
+    "_lazy",
+    "_version",
     "_types",
+    "arrays",
     "models",
     "data",
     "inits",
     "problem",
     "observables",
+    "compile",
     "crossings",
     "solvers",
     "progress",
     "provenance",
-    "driver",
+    "engine",
     "trajectory",
     "flow",
     "blowup",
@@ -50,6 +55,7 @@ ORDER = [
     "report",
     "cli_check",
     "cli_scan",
+    "cli_commands",
     "cli",
     "__main__",
 ]
@@ -59,7 +65,7 @@ COMMON = "thetadot.theory.check"  # what all papers share
 
 
 def layer(module):
-    """The entry of ORDER that a module belongs to: `thetadot.driver.step` to `driver`."""
+    """The entry of ORDER that a module belongs to: `thetadot.engine.step` to `engine`."""
     return module.split(".")[1]
 
 
@@ -93,8 +99,8 @@ def test_the_order_is_the_one_of_the_files_and_the_check_sees_imports():
     """Every entry that is not still to be built exists, and known edges are found."""
     there = {layer(module) for module in MODULES if module != "thetadot"}
     assert there == set(ORDER)
-    assert "thetadot.problem" in imports("thetadot.driver.step") and "thetadot.flow" in imports("thetadot.stages")
-    assert "thetadot.stages" in imports("thetadot.cli") and "thetadot.plot" in imports("thetadot.report")
+    assert "thetadot.problem" in imports("thetadot.engine.step") and "thetadot.flow" in imports("thetadot.stages")
+    assert "thetadot.stages" in imports("thetadot.cli_commands") and "thetadot.plot" in imports("thetadot.report")
 
 
 @pytest.mark.parametrize("folder", ["models", "theory", "data"])
@@ -137,7 +143,7 @@ def test_abstract_classes_are_never_called():
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 calls.add(name)
     assert not {name for name in calls if name.startswith("Abstract")}
-    assert {"Problem", "Flow", "Trajectory"} & calls  # the search sees calls
+    assert {"Problem", "Request", "Trajectory"} & calls  # the search sees calls
 
 
 def public_names():
@@ -179,13 +185,73 @@ def test_the_top_of_the_package_is_what_it_promises():
         "Stage",
     ):
         assert inspect.getdoc(getattr(thetadot, name))
-    text = (SOURCE / "__init__.py").read_text(encoding="utf-8")
-    imported = re.findall(r"^from \S+ import (\w+) as (\w+)$", text, flags=re.MULTILINE)
-    explicit = {alias for name, alias in imported if name == alias}
-    public = {name for name in vars(thetadot) if not name.startswith("_")} - {"jaxtyping"}  # left by the import hook
     submodules = {info.name for info in pkgutil.iter_modules(thetadot.__path__)}
-    assert public - submodules <= explicit <= public  # re-exported by name, so that type checkers see it
+    public = {name for name in dir(thetadot) if not name.startswith("_")} - {"jaxtyping"}  # left by the import hook
+    explicit = {name for _, name in promised("thetadot")}
+    assert public - submodules <= explicit <= public | {"__version__"}  # re-exported by name, for type checkers
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", thetadot.__version__)
+
+
+def promised(package):
+    """(module, name) of everything that type checkers are told a package offers: `from module import name as name`."""
+    tree = ast.parse(MODULES[package].read_text(encoding="utf-8"))
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    nodes = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    found = {(f"{package if node.level else ''}.{node.module or ''}".strip("."), node) for node in nodes}
+    return {(module, alias.name) for module, node in found for alias in node.names if alias.name == alias.asname}
+
+
+LAZY = [module for module, path in MODULES.items() if path.name == "__init__.py" and promised(module)]
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_what_is_imported_on_demand_is_what_type_checkers_are_told(package):
+    """The table of a package and its block for type checkers name the same objects, and `dir` shows them."""
+    loaded = importlib.import_module(package)
+    names = promised(package)
+    code = f"import {package} as package; print(*dir(package))"
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {name for _, name in names} <= set(fresh)
+    for module, name in names:
+        whole = f"{module}.{name}"
+        expected = importlib.import_module(whole) if whole in MODULES and name not in dir_of(module) else None
+        assert getattr(loaded, name) is (expected or getattr(importlib.import_module(module), name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = loaded.nothing
+
+
+def test_the_large_packages_are_imported_on_demand():
+    assert {"thetadot", *(f"thetadot.{name}" for name in ("data", "models", "theory", "experiments", "plot"))} <= set(
+        LAZY
+    )
+
+
+def dir_of(module):
+    """Names that a module defines itself."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_a_function_is_not_hidden_by_the_module_of_its_name():
+    code = (
+        "import thetadot.scan.grid, thetadot.descent, thetadot as td\n"
+        "assert callable(td.scan) and callable(td.descent)\n"
+        "from thetadot import scan\n"
+        "assert scan is td.scan\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_registry_on_demand_is_a_mapping():
+    loaded = []
+    registry = OnDemand(("a", "b"), lambda name: loaded.append(name) or name.upper())
+    assert list(registry) == ["a", "b"] and len(registry) == 2 and "a" in registry and "c" not in registry
+    assert not loaded
+    assert registry["b"] == registry["b"] == "B" and loaded == ["b"]
+    assert dict(registry) == {"a": "A", "b": "B"} and loaded == ["b", "a"]
+    with pytest.raises(KeyError):
+        registry["c"]
 
 
 TEST_FILES = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
@@ -195,10 +261,12 @@ TEST_FILES = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob
     "module", [m for m, path in MODULES.items() if path.name not in ("__init__.py", "__main__.py")]
 )
 def test_every_module_has_a_test_file(module):
-    """`thetadot.driver.step` is tested by a file for itself, or by that of its folder or of what it serves."""
-    served = {"driver": "flow", "_types": "structure", "provenance": "flow_outcomes", "progress": "flow_outcomes"}
-    served |= {"choice": "flow_outcomes", "interpolation": "deflated", "_krylov_space": "krylov"}
-    served |= {"_deflation": "deflated", "_vector": "hard_fields"}
+    """`thetadot.engine.step` is tested by a file for itself, or by that of its folder or of what it serves."""
+    served = {"engine": "flow", "_types": "structure", "provenance": "flow_outcomes", "progress": "flow_outcomes"}
+    served |= {"policy": "choice", "interpolation": "deflated", "_krylov_space": "krylov"}
+    served |= {"_deflation": "deflated", "_vector": "hard_fields", "_chebyshev": "stabilized", "base": "common"}
+    served |= {"compile": "compile_process"}
+    served |= {"_lazy": "structure", "_version": "structure", "cli_commands": "cli"}
     parts = module.split(".")[1:]
     names = {part.lstrip("_") for part in parts} | {served[part] for part in parts if part in served}
     assert names & TEST_FILES, f"no test file for {module}"
@@ -232,11 +300,15 @@ def test_tables_hold_what_the_registries_hold():
 
 
 def test_nothing_happens_on_import():
-    """float64 stays as the user has it, nothing is computed and nothing is printed; matplotlib is not paid for."""
+    """float64 stays as the user has it, nothing is computed or printed, and only what is needed is imported."""
+    late = ("matplotlib", "optax", "pandas", "rich", "scipy.optimize", "scipy.stats", "tyro", "xarray", "zarr")
     code = (
-        "import sys, jax, thetadot\n"
+        "import sys, thetadot\n"
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules\n"
+        "import jax\n"
+        "assert thetadot.Problem and thetadot.gradient_flow and thetadot.crossing_times and thetadot.find_stages\n"
         "assert not jax.config.jax_enable_x64\n"
-        "assert 'matplotlib' not in sys.modules and 'tyro' not in sys.modules\n"
+        f"assert not {{*{late!r}}} & set(sys.modules), {{*{late!r}}} & set(sys.modules)\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends, 'a device was started'\n"
     )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import thetadot as td
-from thetadot.driver import drive_together
-from thetadot.driver import together as module
+from thetadot.engine import Request, drive_together
+from thetadot.engine import together as module
 from thetadot.flow import begin_flow, end_flow
 from thetadot.models import linear
 
@@ -29,7 +29,7 @@ def layers(init_scale, size=3, seed=0, depth=2):
 def together(starts, t1, width, solver="auto", rtol=1e-4, max_steps=10_000, crossings=CROSSINGS, ts=None):
     """Trajectories in the order of their starts, and the order in which they ended."""
     ongoing = [
-        begin_flow(problem, params0, t1, ts, {}, crossings, None, solver, rtol, max_steps)
+        begin_flow(Request(problem, params0, t1, ts, {}, crossings, None, solver, rtol, max_steps))
         for problem, params0 in starts
     ]
     place = {id(flow.run): i for i, flow in enumerate(ongoing)}
@@ -141,7 +141,7 @@ def test_a_strained_lane_goes_on_alone_and_chooses_as_it_would_alone():
 def test_it_can_be_left_between_two_chunks():
     """By an exception of `show`, even while a flow of another kind waits for the batch to end."""
     starts = [layers(1e-3), layers(1e-2), layers(1e-2, size=4)]
-    ongoing = [begin_flow(*start, 50.0, None, {}, {}, None, "auto", 1e-6, 10_000) for start in starts]
+    ongoing = [begin_flow(Request(*start, 50.0)) for start in starts]
     waiting, calls = deque(flow.run for flow in ongoing), []
 
     def show(report):

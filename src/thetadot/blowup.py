@@ -27,7 +27,7 @@ import optimistix as optx
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .flow import check_rtol
+from .engine import check_rtol
 from .problem import Observable, Problem, check_start, check_value, squared_norm, vector_field
 
 _NEARNESS = 100.0  # the flow is followed until T* - t < 100 rtol t: what is left to extrapolate shrinks with rtol

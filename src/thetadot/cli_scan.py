@@ -15,6 +15,7 @@ from thetadot import report
 from thetadot.experiments import name_of
 from thetadot.experiments.scanning import FlowOf, escapes, parse_axes, scanned
 from thetadot.laws import Fit, fit_log_law, fit_power_law
+from thetadot.plot.apart import Painters
 from thetadot.progress import console
 from thetadot.scan import scan
 from thetadot.scan.tally import describe_statuses
@@ -51,7 +52,7 @@ class ScanExperiment(Generic[E]):
     experiment: Annotated[E, tyro.conf.arg(name="")]
     grid: Annotated[Grid, tyro.conf.arg(name="")]
 
-    def __call__(self) -> int:
+    def __call__(self, painters: Painters) -> int:
         """Scan, fit, and show the laws."""
         grid, log = self.grid, console(stderr=True)
         name = f"{name_of(self.experiment)}-scan-{datetime.now():%Y%m%d-%H%M%S}.zarr"

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+from .arrays import Array, namespace, put, while_loop
 
 Values = Callable[[Float[Array, ""]], Float[Array, " C"]]  # x in [0, 1] along the step -> value − level
 
@@ -36,21 +36,21 @@ def locate(
         at_knots: the values there.
         directions: +1, −1 or 0 for each observable.
     """
-    num = at_knots.shape[1]
-    found = sign_changes(at_knots[:-1], at_knots[1:], jnp.broadcast_to(directions, at_knots[1:].shape)).ravel()
-    count, found_first = jnp.sum(found), jnp.argsort(~found, stable=True)
+    xp, num = namespace(at_knots), at_knots.shape[1]
+    found = sign_changes(at_knots[:-1], at_knots[1:], xp.broadcast_to(directions, at_knots[1:].shape)).ravel()
+    count, found_first = xp.sum(found), xp.argsort(~found, stable=True)
 
     def solve(state):
         i, roots = state
-        interval, which = jnp.divmod(found_first[i], num)
+        interval, which = xp.divmod(found_first[i], num)
         ends = knots[interval], knots[interval + 1]
         at_ends = at_knots[interval, which], at_knots[interval + 1, which]
         root = find_root(lambda x: values(x)[which], *ends, *at_ends)
-        return i + 1, roots.at[found_first[i]].set(root)
+        return i + 1, put(roots, found_first[i], root)
 
     # One by one: there is seldom more than one, and side by side all that could be would cost as much as if they were.
-    nowhere = jnp.full(found.shape, jnp.inf, at_knots.dtype)
-    _, roots = jax.lax.while_loop(lambda state: state[0] < count, solve, (jnp.zeros_like(count), nowhere))
+    nowhere = xp.full(found.shape, xp.inf, at_knots.dtype)
+    _, roots = while_loop(lambda state: state[0] < count, solve, (xp.zeros_like(count), nowhere))
     return roots.reshape(at_knots[1:].shape)
 
 
@@ -70,16 +70,17 @@ def find_root(
         Chandrupatla (1997), A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear
         function without using derivatives, Advances in Engineering Software 28, 145–149.
     """
-    eps = jnp.finfo(a.dtype).eps
+    xp = namespace(a)
+    eps, tiny = float(xp.finfo(a.dtype).eps), float(xp.finfo(a.dtype).tiny)
 
     def width(state):
         x1, x2 = state[0], state[2]
-        return jnp.abs(x2 - x1)
+        return xp.abs(x2 - x1)
 
     def tolerance(state):
         x1, f1, x2, f2 = state[:4]
-        best = jnp.where(jnp.abs(f1) < jnp.abs(f2), x1, x2)
-        return 2 * eps * jnp.abs(best) + jnp.finfo(a.dtype).tiny
+        best = xp.where(xp.abs(f1) < xp.abs(f2), x1, x2)
+        return 2 * eps * xp.abs(best) + tiny
 
     def unfinished(state):
         f1, f2 = state[1], state[3]
@@ -89,19 +90,19 @@ def find_root(
         x1, f1, x2, f2, _, _, fraction, count = state  # x1 is the newest point, [x1, x2] the bracket
         x = x1 + fraction * (x2 - x1)
         f = fn(x)
-        same = jnp.sign(f) == jnp.sign(f1)
-        x3, f3 = jnp.where(same, x1, x2), jnp.where(same, f1, f2)
-        x2, f2 = jnp.where(same, x2, x1), jnp.where(same, f2, f1)
+        same = xp.sign(f) == xp.sign(f1)
+        x3, f3 = xp.where(same, x1, x2), xp.where(same, f1, f2)
+        x2, f2 = xp.where(same, x2, x1), xp.where(same, f2, f1)
         x1, f1 = x, f
         xi = (x1 - x2) / (x3 - x2)
         phi = (f1 - f2) / (f3 - f2)
         safe = (phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi)
         quadratic = f1 / (f2 - f1) * f3 / (f2 - f3) + (x3 - x1) / (x2 - x1) * f1 / (f3 - f1) * f2 / (f3 - f2)
-        fraction = jnp.where(safe, quadratic, 0.5)
-        smallest = tolerance((x1, f1, x2, f2)) / jnp.maximum(jnp.abs(x2 - x1), jnp.finfo(a.dtype).tiny)
-        smallest = jnp.minimum(smallest, 0.5)
-        return x1, f1, x2, f2, x3, f3, jnp.clip(fraction, smallest, 1 - smallest), count + 1
+        fraction = xp.where(safe, quadratic, 0.5)
+        smallest = tolerance((x1, f1, x2, f2)) / xp.maximum(xp.abs(x2 - x1), tiny)
+        smallest = xp.minimum(smallest, 0.5)
+        return x1, f1, x2, f2, x3, f3, xp.clip(fraction, smallest, 1 - smallest), count + 1
 
-    start = (a, fa, b, fb, b, fb, jnp.full_like(a, 0.5), jnp.array(0))
-    x1, f1, x2, f2, *_ = jax.lax.while_loop(unfinished, refine, start)
-    return jnp.where(jnp.abs(f1) < jnp.abs(f2), x1, x2)
+    start = (a, fa, b, fb, b, fb, xp.full_like(a, 0.5), xp.asarray(0))
+    x1, f1, x2, f2, *_ = while_loop(unfinished, refine, start)
+    return xp.where(xp.abs(f1) < xp.abs(f2), x1, x2)

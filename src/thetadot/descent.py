@@ -14,7 +14,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .flow import STANDING, gradient_flow
+from .engine import STANDING
+from .flow import gradient_flow
 from .problem import Observable, Problem, check_start, check_value, squared_norm
 from .provenance import provenance
 from .stages import Measured

@@ -3,13 +3,14 @@
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from thetadot._types import Key, Keys, Params
@@ -141,7 +142,7 @@ def deep_linear(widths: Sequence[int], init_scale: ArrayLike, *, key: Key | Keys
     if len(keys) != num_layers:
         raise ValueError(f"`deep_linear(key=...)` must be one key or {num_layers}, one a layer; got {len(keys)}.")
     shapes = zip(widths[1:], widths[:-1], strict=True)
-    return [jnp.asarray(init_scale, float) * jr.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
+    return [jax.device_put(_scaled(init_scale, jr.normal(k, shape))) for k, shape in zip(keys, shapes, strict=True)]
 
 
 def balanced_linear(
@@ -173,13 +174,17 @@ def balanced_linear(
 
 
 def _cut(shapes: Sequence[tuple[int, ...]], init_scale: ArrayLike, key: Key) -> list[Array]:
-    num = sum(math.prod(shape) for shape in shapes)
-    return _pieces(tuple(shapes), jnp.asarray(init_scale, float) * jr.normal(key, (num,)))
-
-
-@partial(jax.jit, static_argnums=0)
-def _pieces(shapes: tuple[tuple[int, ...], ...], flat: Float[Array, " P"]) -> list[Array]:
     sizes = [math.prod(shape) for shape in shapes]
-    ends = itertools.accumulate(sizes)
-    pieces = zip(ends, sizes, shapes, strict=True)
-    return [jax.lax.slice(flat, (end - size,), (end,)).reshape(shape) for end, size, shape in pieces]
+    flat = _scaled(init_scale, jr.normal(key, (sum(sizes),)))
+    pieces = zip(itertools.accumulate(sizes), sizes, shapes, strict=True)
+    return [jax.device_put(flat[end - size : end].reshape(shape)) for end, size, shape in pieces]
+
+
+def _scaled(init_scale: ArrayLike, draw: Array) -> Array | np.ndarray:
+    """`init_scale * draw`: on the host, where nothing is compiled for it, unless it is being traced.
+
+    (`jax.device_put` makes an array of it; `jnp.asarray` would compile a copy for every shape.)
+    """
+    if isinstance(init_scale, Tracer) or isinstance(draw, Tracer):
+        return jnp.asarray(init_scale, float) * draw
+    return np.asarray(init_scale, draw.dtype) * np.asarray(draw)

@@ -46,7 +46,7 @@ class Problem(eqx.Module):
         if not callable(loss):
             raise ValueError("`Problem(loss=...)` must be a function `loss(params, data) -> scalar`.")
         self.loss_fn = loss
-        self.data = jax.tree.map(jnp.asarray, data)
+        self.data = jax.tree.map(as_array, data)
         self.conserved = tuple((conserved or {}).items())
 
     def loss(self, params: PyTree) -> Float[Array, ""]:
@@ -64,6 +64,11 @@ class Problem(eqx.Module):
     def hvp(self, params: PyTree, v: PyTree) -> PyTree:
         """Hessian–vector product ∇²L(θ) v, at about twice the cost of a gradient."""
         return jax.jvp(self.grad, (params,), (v,))[1]
+
+
+def as_array(x: Any) -> Array:
+    """An array of JAX. NumPy's are put there as they are: `jnp.asarray` compiles a program for each new shape."""
+    return jax.device_put(x) if isinstance(x, np.ndarray | np.generic) else jnp.asarray(x)
 
 
 def vector_field(t, params: PyTree, problem: Problem) -> PyTree:
@@ -85,7 +90,7 @@ def check_start(problem: Problem, params0: PyTree) -> PyTree:
     leaves = jax.tree.leaves(params0)
     if not leaves:
         raise ValueError("`params0` holds no arrays: give a pytree with at least one floating-point array.")
-    params0 = jax.tree.map(jnp.asarray, params0)
+    params0 = jax.tree.map(as_array, params0)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(params0)}
     if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise ValueError(
@@ -136,7 +141,7 @@ def inner_jaxprs(equation) -> list:
     return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
 
 
-def check_value(loss0: Array, grad0: PyTree) -> None:
+def check_value(loss0: Float[Any, ""], grad0: PyTree) -> None:
     """Raises a ValueError if a loss or its gradient at the start is not finite."""
     if not np.isfinite(loss0):
         raise ValueError(f"the loss at `params0` is {loss0}: it must be finite for the flow to start.")

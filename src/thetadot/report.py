@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from thetadot import plot
+from thetadot.plot.apart import Painters
 from thetadot.stages import Stage, find_stages
 from thetadot.trajectory import Trajectory, load
 
@@ -143,32 +145,46 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_figures(folder: Path, traj: Trajectory) -> list[str]:
-    """Draw every figure the trajectory has the series for into `folder` as PNG; return the file names."""
-    from thetadot.plot import figures  # matplotlib takes a second to import
+def write_figures(
+    folder: Path, traj: Trajectory, stages: Sequence[Stage], painters: Painters | None = None
+) -> list[str]:
+    """Draw every figure the trajectory has the series for into `folder` as PNG; return the file names.
 
+    Args:
+        folder: is made if it is not there.
+        traj: the trajectory.
+        stages: its stages.
+        painters: processes that draw; what they cannot draw is drawn here.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    names = []
-    for name, figure in figures(traj).items():
-        figure.savefig(folder / f"{name}.png")
-        names.append(f"{name}.png")
-    return names
+    names = painters.draw(folder, traj, stages) if painters else None
+    return plot.save(plot.drawn(plot.FIGURES, traj, stages), folder) if names is None else names
 
 
-def write_run(folder: Path, traj: Trajectory, *, with_figures: bool = True) -> dict[str, Any]:
+def write_run(
+    folder: Path,
+    traj: Trajectory,
+    stages: Sequence[Stage] | None = None,
+    *,
+    with_figures: bool = True,
+    painters: Painters | None = None,
+) -> dict[str, Any]:
     """Write a run's dataset, summary and figures into an existing folder.
 
     Args:
         folder: where to write `trajectory.zarr`, `summary.json` and `figures/`.
         traj: the trajectory.
+        stages: its stages; default: `find_stages(traj)`.
         with_figures: draw the figures.
+        painters: as in `write_figures`.
 
     Returns:
         The summary, with the list of figures.
     """
+    stages = find_stages(traj) if stages is None else stages
     traj.save(folder / DATASET)
-    summary = summarize(traj)
-    summary["figures"] = write_figures(folder / FIGURES, traj) if with_figures else []
+    summary = summarize(traj, stages)
+    summary["figures"] = write_figures(folder / FIGURES, traj, stages, painters) if with_figures else []
     (folder / SUMMARY).write_text(to_json(summary) + "\n", encoding="utf-8")
     return summary
 

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .flow import check_rtol, gradient_flow
+from .engine import check_rtol, one_call
+from .flow import gradient_flow
 from .problem import Problem
 from .trajectory import Trajectory
 
@@ -186,7 +187,8 @@ def crossing_times(
     """
     check_ladder(rtol, params0)
     options |= {"ts": [t1], "observables": observables, "crossings": crossings, "solver": solver}
-    return first_times([gradient_flow(problem, params0, t1, rtol=rung * rtol, **options) for rung in LADDER])
+    with one_call():
+        return first_times([gradient_flow(problem, params0, t1, rtol=rung * rtol, **options) for rung in LADDER])
 
 
 def check_ladder(rtol: float, params0: PyTree) -> None:

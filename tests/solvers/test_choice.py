@@ -75,7 +75,7 @@ def test_the_loser_of_a_race_hands_back_and_is_asked_ever_more_rarely(monkeypatc
     problem, params0 = valley()
     auto = td.gradient_flow(problem, params0, 200.0, rtol=1e-3)
     assert auto.stats["solver"] == "KrylovExponential" and auto.stats["num_steps"] < 1000
-    monkeypatch.setattr("thetadot.driver.host._GAIN", np.inf)
+    monkeypatch.setattr("thetadot.engine.run._GAIN", np.inf)
     traj = td.gradient_flow(problem, params0, 200.0, rtol=1e-3)
     assert traj.stats["solver"] == "DeflatedExponential(rank=8)"
     trials = sum("on trial" in choice for choice in traj.stats["choices"])

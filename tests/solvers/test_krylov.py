@@ -12,7 +12,8 @@ from fields import SOLVERS, join, network, solve, start
 from reference_traces import escape_errors
 
 from thetadot.solvers._krylov_space import krylov_space
-from thetadot.solvers.krylov import ContinuousExtension, KrylovExponential
+from thetadot.solvers.interpolation import PathInterpolation
+from thetadot.solvers.krylov import KrylovExponential
 
 SOLVER = KrylovExponential(max_dim=20)
 
@@ -47,7 +48,7 @@ def test_order_conditions(power, rate):
     if power < 4:
         np.testing.assert_allclose(y, exact, rtol=1e-10)
         assert error[0] < 1e-10
-        inside = ContinuousExtension(t0=jnp.array(0.0), t1=h, **dense)
+        inside = PathInterpolation(t0=jnp.array(0.0), t1=h, **dense)
         np.testing.assert_allclose(inside.evaluate(h), y, rtol=1e-12)
     elif rate == 0:
         np.testing.assert_allclose(y, exact, rtol=1e-12)
@@ -59,7 +60,7 @@ def test_linear_flow_is_exact_at_any_step():
     rates = -jnp.logspace(-3, 4, 15).at[0].multiply(-1)
     y, _, dense, state = one_step(lambda t, y, args: args * y, jnp.ones(15), jnp.array(3.0), rates)
     np.testing.assert_allclose(y, jnp.exp(3 * rates), atol=1e-9)
-    inside = ContinuousExtension(t0=jnp.array(0.0), t1=jnp.array(3.0), **dense)
+    inside = PathInterpolation(t0=jnp.array(0.0), t1=jnp.array(3.0), **dense)
     np.testing.assert_allclose(inside.evaluate(jnp.array(0.01)), jnp.exp(0.01 * rates), atol=1e-9)
     assert state.num_gradients == 4  # one of them measures rounding
 

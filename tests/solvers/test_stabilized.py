@@ -7,9 +7,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+from thetadot.solvers._chebyshev import chebyshev_coefficients
 from thetadot.solvers.stabilized import (
     StabilizedRungeKutta,
-    chebyshev_coefficients,
     chebyshev_step,
     spectral_radius,
 )

@@ -71,19 +71,17 @@ def persistent_chain(stationary: Numbers, persistence: ArrayLike) -> Float[Array
     Reference:
         arXiv 2605.01199, Eq. 2.
     """
-    law, lam = jnp.asarray(stationary, float), jnp.asarray(persistence, float)
-    if not any(isinstance(x, Tracer) for x in (law, lam)):
-        check_law(law)
-        least = float(np.min(np.asarray(law)))
-        lowest = -least / (1 - least)
-        if not lowest <= float(lam) < 1:
-            raise ValueError(f"`persistence` must lie in [{lowest:.6g}, 1) for this `stationary`; got {float(lam):g}.")
-    return _mixture(law, lam)
-
-
-@jax.jit
-def _mixture(law: Float[Array, " d"], lam: Float[Array, ""]) -> Float[Array, "d d"]:
-    return lam * jnp.eye(law.shape[0]) + (1 - lam) * jnp.tile(law, (law.shape[0], 1))
+    if isinstance(stationary, Tracer) or isinstance(persistence, Tracer):
+        law, lam = jnp.asarray(stationary, float), jnp.asarray(persistence, float)
+        return lam * jnp.eye(law.shape[0]) + (1 - lam) * jnp.tile(law, (law.shape[0], 1))
+    check_law(stationary)
+    law = np.asarray(stationary, float)  # on the host: nothing is compiled
+    lam = float(np.asarray(persistence, float))
+    least = float(np.min(law))
+    lowest = -least / (1 - least)
+    if not lowest <= lam < 1:
+        raise ValueError(f"`persistence` must lie in [{lowest:.6g}, 1) for this `stationary`; got {lam:g}.")
+    return jax.device_put(lam * np.eye(law.size) + (1 - lam) * law[None, :])
 
 
 def stationary_law(transition: Numbers) -> Float[Array, " d"]:
@@ -111,7 +109,7 @@ def stationary_law(transition: Numbers) -> Float[Array, " d"]:
             f"`transition` has a stationary law that gives token {int(np.argmin(law))} probability zero. "
             "Remove the tokens that the chain leaves for ever."
         )
-    return jnp.asarray(law / law.sum())
+    return jax.device_put(law / law.sum())
 
 
 def sample_sequences(

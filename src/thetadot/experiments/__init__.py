@@ -7,35 +7,50 @@
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from thetadot._lazy import OnDemand, on_demand
 from thetadot.experiments._setup import Setup as Setup
-from thetadot.experiments.anchor_task import AnchorTask as AnchorTask
-from thetadot.experiments.focus_dilution import FocusDilution as FocusDilution
-from thetadot.experiments.identity_bridge import IdentityBridge as IdentityBridge
-from thetadot.experiments.matrix_factorization import MatrixFactorization as MatrixFactorization
-from thetadot.experiments.multi_stage_loss import MultiStageLoss as MultiStageLoss
-from thetadot.experiments.rank_collapse import RankCollapse as RankCollapse
-from thetadot.experiments.three_layer import ThreeLayer as ThreeLayer
 from thetadot.flow import gradient_flow
 from thetadot.trajectory import Trajectory
 
-EXPERIMENTS: dict[str, type] = {
-    "focus-dilution": FocusDilution,
-    "identity-bridge": IdentityBridge,
-    "matrix-factorization": MatrixFactorization,
-    "rank-collapse": RankCollapse,
-    "anchor-task": AnchorTask,
-    "three-layer": ThreeLayer,
-    "multi-stage-loss": MultiStageLoss,
+if TYPE_CHECKING:
+    from thetadot.experiments.anchor_task import AnchorTask as AnchorTask
+    from thetadot.experiments.focus_dilution import FocusDilution as FocusDilution
+    from thetadot.experiments.identity_bridge import IdentityBridge as IdentityBridge
+    from thetadot.experiments.matrix_factorization import MatrixFactorization as MatrixFactorization
+    from thetadot.experiments.multi_stage_loss import MultiStageLoss as MultiStageLoss
+    from thetadot.experiments.rank_collapse import RankCollapse as RankCollapse
+    from thetadot.experiments.three_layer import ThreeLayer as ThreeLayer
+
+_CLASSES = {
+    "focus-dilution": "FocusDilution",
+    "identity-bridge": "IdentityBridge",
+    "matrix-factorization": "MatrixFactorization",
+    "rank-collapse": "RankCollapse",
+    "anchor-task": "AnchorTask",
+    "three-layer": "ThreeLayer",
+    "multi-stage-loss": "MultiStageLoss",
 }
+
+
+def _load(name: str) -> Any:
+    return getattr(import_module(f"{__name__}.{name.replace('-', '_')}"), _CLASSES[name])
+
+
+EXPERIMENTS: Mapping[str, Any] = OnDemand(_CLASSES, _load)
+"""The experiments by name, each in the file of that name."""
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = on_demand(__name__, names={k.replace("-", "_"): cls for k, cls in _CLASSES.items()})
 
 
 def name_of(experiment: Any) -> str:
     """The registered name of an experiment, as `thetadot run` spells it."""
-    return next(name for name, cls in EXPERIMENTS.items() if type(experiment) is cls)
+    return next(name for name, cls in _CLASSES.items() if type(experiment).__name__ == cls)
 
 
 def options_of(experiment: Any) -> dict[str, Any]:

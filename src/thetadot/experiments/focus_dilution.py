@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import jax.numpy as jnp
+import jax
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array
@@ -88,8 +88,8 @@ class FocusDilution:
             recorded |= _ATTENTION
         if 2 * self.d_model * (d + self.d_head) <= RECORD_LIMIT:
             recorded |= _WEIGHTS
-        plateaus = {name: float(loss) for name, loss in theory.predicted_plateaus(stationary, transition).items()}
-        notes |= {"stationary": [float(p) for p in stationary]}
+        plateaus = theory.predicted_plateaus(stationary, transition)
+        notes |= {"stationary": np.asarray(stationary).tolist()}
         return Setup(problem, params0, recorded, plateaus, words, notes)
 
     def _chain(self) -> tuple[Array, Array, tuple[str, ...], dict]:
@@ -105,10 +105,10 @@ class FocusDilution:
             notes = {"text": self.text, "num_words": int(np.sum(corpus.counts)) + 1}
             return corpus.stationary, corpus.transition, corpus.words, notes
         if self.transition is not None:
-            transition = jnp.asarray(read_matrix(self.transition))
+            transition = jax.device_put(read_matrix(self.transition))
             stationary = chains.stationary_law(transition)
         else:
-            stationary = jnp.asarray(self.stationary, float)
+            stationary = jax.device_put(np.asarray(self.stationary, float))
             transition = chains.persistent_chain(stationary, self.persistence)
         return stationary, transition, tuple(f"token {i + 1}" for i in range(len(stationary))), {}
 

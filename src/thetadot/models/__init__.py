@@ -16,12 +16,32 @@ conservation laws of its gradient flow stand beside it.
 | `two_layer` | two-layer network with any activation | mean squared error |
 """
 
-from thetadot.models import attention as attention
-from thetadot.models import attention_classifier as attention_classifier
-from thetadot.models import decoder as decoder
-from thetadot.models import emb_mlp as emb_mlp
-from thetadot.models import linear as linear
-from thetadot.models import linear_attention as linear_attention
-from thetadot.models import multilayer as multilayer
-from thetadot.models import trilinear as trilinear
-from thetadot.models import two_layer as two_layer
+from typing import TYPE_CHECKING
+
+from thetadot._lazy import on_demand
+
+if TYPE_CHECKING:
+    from thetadot.models import attention as attention
+    from thetadot.models import attention_classifier as attention_classifier
+    from thetadot.models import decoder as decoder
+    from thetadot.models import emb_mlp as emb_mlp
+    from thetadot.models import linear as linear
+    from thetadot.models import linear_attention as linear_attention
+    from thetadot.models import multilayer as multilayer
+    from thetadot.models import trilinear as trilinear
+    from thetadot.models import two_layer as two_layer
+else:
+    __getattr__, __dir__ = on_demand(
+        __name__,
+        modules=(
+            "attention",
+            "attention_classifier",
+            "decoder",
+            "emb_mlp",
+            "linear",
+            "linear_attention",
+            "multilayer",
+            "trilinear",
+            "two_layer",
+        ),
+    )

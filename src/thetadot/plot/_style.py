@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from thetadot.stages import Stage
-from thetadot.trajectory import Trajectory
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 # Okabe & Ito (2008): told apart with every common kind of color blindness, and in gray.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#A6761D")
@@ -20,6 +22,15 @@ GRAY = "#8a8a8a"
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches."""
     return Figure(figsize=(width, height), dpi=130)
+
+
+def stages_of(traj: "Trajectory", stages: "Sequence[Stage] | None") -> "Sequence[Stage]":
+    """The stages that were given, or those of the trajectory."""
+    if stages is not None:
+        return stages
+    from thetadot.stages import find_stages  # here: a process that only draws needs no JAX
+
+    return find_stages(traj)
 
 
 def set_margins(
@@ -54,7 +65,7 @@ def label_room(labels: Sequence[str]) -> float:
     return 0.3 + 0.065 * max((len(label) for label in labels), default=0)
 
 
-def add_footer(fig: Figure, traj: Trajectory) -> None:
+def add_footer(fig: Figure, traj: "Trajectory") -> None:
     """Write the solver, its tolerance, its number of steps and the outcome at the foot of the figure."""
     facts = [str(traj.provenance.get("experiment", "gradient flow"))]
     if "rtol" in traj.provenance:
@@ -63,7 +74,7 @@ def add_footer(fig: Figure, traj: Trajectory) -> None:
     fig.text(0.995, 0.004, "  ·  ".join(facts), ha="right", va="bottom", fontsize=6.5, color=GRAY)
 
 
-def time_limits(traj: Trajectory, stages: Sequence[Stage]) -> tuple[float, float]:
+def time_limits(traj: "Trajectory", stages: "Sequence[Stage]") -> tuple[float, float]:
     """Where a logarithmic time axis begins and ends: from a twentieth of the first stage."""
     t1 = float(traj.ts[-1])
     first = next((stage.t_end for stage in stages if stage.t_end > 0), t1)
@@ -72,7 +83,7 @@ def time_limits(traj: Trajectory, stages: Sequence[Stage]) -> tuple[float, float
     return min(start, t1 / 10) if t1 > 0 else 1e-3, t1 if t1 > 0 else 1.0
 
 
-def crowded_limits(traj: Trajectory, stages: Sequence[Stage]) -> tuple[float, float] | None:
+def crowded_limits(traj: "Trajectory", stages: "Sequence[Stage]") -> tuple[float, float] | None:
     """Where a linear time axis shows more: around stages that all end within twice the time of the first plateau.
 
     So it is after a plateau of length 1/ε. None for stages that are spread over logarithmic time.
@@ -84,7 +95,7 @@ def crowded_limits(traj: Trajectory, stages: Sequence[Stage]) -> tuple[float, fl
     return begin - 0.7 * (end - begin), min(float(traj.ts[-1]), 2 * end - begin)
 
 
-def shade_time(ax: Axes, traj: Trajectory, stages: Sequence[Stage]) -> None:
+def shade_time(ax: Axes, traj: "Trajectory", stages: "Sequence[Stage]") -> None:
     """Shade the stages on a time axis that is logarithmic, or linear around stages that crowd together."""
     crowded = crowded_limits(traj, stages)
     left, right = crowded or time_limits(traj, stages)
@@ -141,7 +152,7 @@ def pretty(name: str) -> str:
     return {"map": "end-to-end map"}.get(name, name.replace("_", " "))
 
 
-def token_labels(traj: Trajectory, num_tokens: int) -> list[str]:
+def token_labels(traj: "Trajectory", num_tokens: int) -> list[str]:
     """Names of the tokens, printable in a figure."""
     labels = traj.provenance.get("labels") or []
     if len(labels) != num_tokens:
@@ -160,7 +171,7 @@ def color_of(token: int, rank: int, num_tokens: int) -> str:
     return COLORS[token if num_tokens <= len(COLORS) else rank]
 
 
-def most_frequent(traj: Trajectory, num_tokens: int, limit: int) -> list[int]:
+def most_frequent(traj: "Trajectory", num_tokens: int, limit: int) -> list[int]:
     """Indices of the most frequent tokens, most frequent first; the first ones if the law is not known."""
     stationary = traj.provenance.get("notes", {}).get("stationary")
     if stationary is None or len(stationary) != num_tokens:

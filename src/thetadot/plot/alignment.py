@@ -1,20 +1,23 @@
 """The first layer turns to the mean of label times input; energy and norms on the way."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, set_margins, shade_time
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, set_margins, shade_time, stages_of
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _MAX_NEURONS = 50
 
 
-def alignment_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def alignment_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Cosines of the neurons with v (above), norms of the layers and energy (below) against time.
 
     Where the provenance has the blow-up time of the effective flow, a line marks it: until then the network should
@@ -28,7 +31,7 @@ def alignment_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
         KeyError: one of these series was not recorded.
     """
     cosines, norms, energy = traj["alignment"], traj["layer_norms"], traj["energy"]
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     t_star = traj.provenance.get("notes", {}).get("effective_blow_up")
     fig = new_figure(7.0, 5.2)
     axes: Sequence[Axes] = fig.subplots(2, 1, sharex=True, height_ratios=[1.2, 1])

@@ -1,21 +1,24 @@
 """How the amplitudes of the neurons of a two-layer network are distributed, and how far its two layers are apart."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, set_margins, shade_time
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, set_margins, shade_time, stages_of
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _NUM_BINS = 60
 _SPAN = 4.0  # decades below the largest amplitude that are shown
 
 
-def amplitudes_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def amplitudes_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Distributions of |a_k| and ‖w_k‖ against time, a heat map each, and the Wasserstein distance between them.
 
     Args:
@@ -26,7 +29,7 @@ def amplitudes_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None
         KeyError: the amplitudes were not recorded.
     """
     outer, inner, distance = (traj[name] for name in ("outer_norm", "inner_norm", "wasserstein"))
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     top = float(np.log10(max(np.max(outer), np.max(inner))))
     edges = np.linspace(top - _SPAN, top + 0.1, _NUM_BINS + 1)
     fig = new_figure(7.6, 6.4)
@@ -68,7 +71,9 @@ def _between(ts: np.ndarray) -> np.ndarray:
     return np.concatenate([ts[:1], (ts[1:] + ts[:-1]) / 2, ts[-1:]])
 
 
-def _draw_distance(ax: Axes, traj: Trajectory, stages: Sequence[Stage], size: np.ndarray, distance: np.ndarray) -> None:
+def _draw_distance(
+    ax: Axes, traj: "Trajectory", stages: "Sequence[Stage]", size: np.ndarray, distance: np.ndarray
+) -> None:
     """The distance beside the amplitude itself."""
     shade_time(ax, traj, stages)
     ax.plot(traj.ts, size, color=GRAY, lw=1.2, label=r"root mean square of $\|w_k\|$")

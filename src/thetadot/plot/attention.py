@@ -1,6 +1,7 @@
 """Where each query token looks, and how its embedding grows."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,17 +17,20 @@ from thetadot.plot._style import (
     new_figure,
     set_margins,
     shade_time,
+    stages_of,
     token_labels,
 )
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _MAX_QUERIES = 5
 _MAX_KEYS = 6
 _MAX_TOKENS = 8
 
 
-def attention_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def attention_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Attention of the most frequent query tokens against time, a panel each, and the entropy of these rows.
 
     Args:
@@ -37,7 +41,7 @@ def attention_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
         KeyError: the attention was not recorded.
     """
     attention = traj["attention"]
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     labels = token_labels(traj, attention.shape[1])
     queries = most_frequent(traj, attention.shape[1], _MAX_QUERIES)
     num_panels = len(queries) + ("row_entropy" in traj.names)
@@ -69,7 +73,7 @@ def attention_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
     return fig
 
 
-def _draw_row(ax: Axes, traj: Trajectory, row: np.ndarray, stages: Sequence[Stage]) -> list[int]:
+def _draw_row(ax: Axes, traj: "Trajectory", row: np.ndarray, stages: "Sequence[Stage]") -> list[int]:
     """Draw one query's attention to the keys that matter most; return these keys."""
     shade_time(ax, traj, stages)
     keys = sorted(np.argsort(-np.max(row, axis=0), kind="stable")[:_MAX_KEYS].tolist())
@@ -79,7 +83,7 @@ def _draw_row(ax: Axes, traj: Trajectory, row: np.ndarray, stages: Sequence[Stag
     return keys
 
 
-def _label_panels(fig: Figure, traj: Trajectory, entropy: Axes | None, drawn: list, labels: list[str]) -> None:
+def _label_panels(fig: Figure, traj: "Trajectory", entropy: Axes | None, drawn: list, labels: list[str]) -> None:
     """Write the names of keys and queries beside the ends of their lines."""
     for ax, keys, query in drawn:
         _label(ax, traj["attention"][-1, query], keys, labels)
@@ -93,7 +97,7 @@ def _label(ax: Axes, ends: np.ndarray, tokens: Sequence[int], labels: list[str])
     label_lines(ax, [float(ends[token]) for token in tokens], [labels[token] for token in tokens], colors)
 
 
-def embedding_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def embedding_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Norm of each token's embedding against time; the most frequent tokens are named, the others gray.
 
     Args:
@@ -104,7 +108,7 @@ def embedding_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
         KeyError: the norms were not recorded.
     """
     norms = traj["embedding_norm"]
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     labels = token_labels(traj, norms.shape[1])
     named = most_frequent(traj, norms.shape[1], _MAX_TOKENS)
     fig = new_figure(7.2, 3.8)

@@ -1,19 +1,23 @@
 """What happens towards a blow-up, against the time that is left."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from thetadot.blowup import BlowUp
 from thetadot.plot._style import COLORS, GRAY, new_figure, pretty, set_margins
+
+if TYPE_CHECKING:
+    from thetadot.blowup import BlowUp
 
 _LATE = 1e-3  # of T*, from where powers are fitted
 _WIDE = 100  # largest over smallest value, from where an axis is logarithmic
 _RESOLVED = 100  # errors of T*, below which τ is not known well enough
 
 
-def blow_up_figure(found: BlowUp) -> Figure:
+def blow_up_figure(found: "BlowUp") -> Figure:
     """Each recorded series against τ = T* - t, with its power of τ near the end.
 
     Time runs from left to right, as τ falls. Of a series with several entries every entry is a line, and the power is

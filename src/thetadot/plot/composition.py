@@ -1,14 +1,17 @@
 """Two-hop questions: what is answered, and the blocks of the map from tokens to answers."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from thetadot.plot._style import COLORS, add_footer, new_figure, set_margins, shade_time
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+from thetadot.plot._style import COLORS, add_footer, new_figure, set_margins, shade_time, stages_of
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _ACCURACIES = {
     "accuracy": ("one-hop facts, and the bridge", COLORS[6]),
@@ -17,7 +20,7 @@ _ACCURACIES = {
 }
 
 
-def composition_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def composition_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Accuracy in and out of distribution (above), alignment and completion of the block (below) against time.
 
     Args:
@@ -29,7 +32,7 @@ def composition_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = Non
     """
     alignment, blocks = traj["latent_alignment"], traj["diagonal_blocks"]
     series = {name: traj[name] for name in _ACCURACIES}
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     fig = new_figure(7.6, 4.8)
     axes = fig.subplots(2, 1, sharex=True)
     set_margins(fig, (2, 1), top=0.15)
@@ -51,7 +54,7 @@ def composition_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = Non
     return fig
 
 
-def blocks_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def blocks_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """The map W, tokens down and answers across, at t = 0 and at the end, each on a color scale of its own.
 
     Args:

@@ -2,24 +2,27 @@
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 
-from thetadot import observables
-from thetadot.plot._style import add_footer, crowded_limits, new_figure, pretty, set_margins
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+from thetadot.plot._style import add_footer, crowded_limits, new_figure, pretty, stages_of
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _MAX_TIMES = 6
 _MAX_MATRICES = 5
+_LEFT, _RIGHT, _BOTTOM, _TOP, _GAP = 0.55, 0.85, 0.3, 0.35, 0.15  # margins and the gap between matrices, in inches
 
-_cosine_matrix = jax.jit(observables.cosine_matrix)
 
-
-def boundary_indices(traj: Trajectory, stages: Sequence[Stage], limit: int = _MAX_TIMES) -> list[int]:
+def boundary_indices(traj: "Trajectory", stages: "Sequence[Stage]", limit: int = _MAX_TIMES) -> list[int]:
     """Rows of the trajectory at its start, at the end of each plateau, and at its end.
 
     Where these are more than `limit`, the plateaus that last longest on a logarithmic axis are kept. Plateaus
@@ -42,13 +45,20 @@ def reordered_cosines(weight: np.ndarray) -> np.ndarray:
     Returns:
         (n, n), entries in [-1, 1]; one line of directions (condensation) shows as at most four blocks of ±1.
     """
-    cosines = np.asarray(_cosine_matrix(jnp.asarray(weight)))
+    cosines = _cosines(np.asarray(weight))
     top = np.linalg.eigh(cosines)[1][:, -1]
     order = np.argsort(top, kind="stable")
     return cosines[order][:, order]
 
 
-def condensation_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def _cosines(matrix: np.ndarray) -> np.ndarray:
+    """As `thetadot.observables.cosine_matrix`, without a compiler: each matrix has a shape of its own."""
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    unit = np.divide(matrix, norms, out=np.zeros_like(matrix), where=norms > 0)
+    return unit @ unit.T
+
+
+def condensation_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Reordered cosine matrix of the rows of each weight matrix (down) at the stage boundaries (across).
 
     Args:
@@ -62,24 +72,36 @@ def condensation_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = No
     names = names[:_MAX_MATRICES]
     if not names:
         raise KeyError("the trajectory has no weight matrix among its series")
-    indices = boundary_indices(traj, find_stages(traj) if stages is None else stages)
-    fig = new_figure(1.5 * len(indices) + 1.0, 1.5 * len(names) + 0.6)
-    axes = fig.subplots(len(names), len(indices), squeeze=False)
-    set_margins(fig, axes.shape, left=0.55, right=0.85, bottom=0.3)
-    image = None
+    indices = boundary_indices(traj, stages_of(traj, stages))
+    width, height = 1.5 * len(indices) + 1.0, 1.5 * len(names) + 0.6
+    fig = new_figure(width, height)
+    ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))  # in inches: one panel a matrix takes a second
+    ax.axis("off")
+    across = (width - _LEFT - _RIGHT + _GAP) / len(indices)
+    down = (height - _BOTTOM - _TOP + _GAP) / len(names)
+    side = min(across, down) - _GAP
     for row, name in enumerate(names):
+        y = height - _TOP - row * down - (down - _GAP) / 2
         for column, index in enumerate(indices):
-            ax = axes[row, column]
-            image = ax.imshow(reordered_cosines(traj[name][index]), cmap="RdBu_r", vmin=-1, vmax=1)
-            ax.set_xticks([])
-            ax.set_yticks([])
-        axes[row, 0].set_ylabel(pretty(name), fontsize=11, rotation=0, ha="right", va="center", labelpad=6)
-    for column, index in enumerate(indices):
-        axes[0, column].set_title(f"t = {traj.ts[index]:.4g}", fontsize=9)
-    assert image is not None
-    corner = axes[-1, -1].get_position()
-    beside = fig.add_axes((corner.x1 + 0.15 / fig.get_figwidth(), 0.2, 0.12 / fig.get_figwidth(), 0.6))
-    bar = fig.colorbar(image, cax=beside, ticks=[-1, 0, 1])
+            x = _LEFT + column * across + (across - _GAP) / 2
+            _draw_matrix(ax, reordered_cosines(traj[name][index]), x, y, side)
+            if row == 0:
+                ax.text(x, y + side / 2 + 6 / 72, f"t = {traj.ts[index]:.4g}", fontsize=9, ha="center")
+            if column == 0:
+                ax.text(x - side / 2 - 6 / 72, y, pretty(name), fontsize=11, ha="right", va="center")
+    beside = fig.add_axes((1 - (_RIGHT - 0.15) / width, 0.2, 0.12 / width, 0.6))
+    bar = fig.colorbar(ax.images[-1], cax=beside, ticks=[-1, 0, 1])
     bar.set_label("cosine between rows", fontsize=8)
     add_footer(fig, traj)
     return fig
+
+
+def _draw_matrix(ax: Axes, matrix: np.ndarray, x: float, y: float, side: float) -> None:
+    """A square with the entries of a matrix in it, in a frame."""
+    left, low = x - side / 2, y - side / 2
+    extent = (left, left + side, low, low + side)
+    image = AxesImage(ax, cmap="RdBu_r", norm=Normalize(-1, 1), extent=extent, interpolation="auto")
+    image.set_data(matrix)
+    image.set_clip_path(ax.patch)
+    ax.add_image(image)
+    ax.add_patch(Rectangle((left, low), side, side, fill=False, lw=0.8))

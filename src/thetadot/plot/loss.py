@@ -1,6 +1,7 @@
 """The loss with its stages and predicted plateaus."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -14,13 +15,16 @@ from thetadot.plot._style import (
     new_figure,
     set_margins,
     shade_time,
+    stages_of,
 )
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 
 def loss_figure(
-    traj: Trajectory, *, plateaus: Mapping[str, float] | None = None, stages: Sequence[Stage] | None = None
+    traj: "Trajectory", *, plateaus: Mapping[str, float] | None = None, stages: "Sequence[Stage] | None" = None
 ) -> Figure:
     """Loss and gradient norm against time, the stages shaded, the predicted plateau losses as lines.
 
@@ -30,7 +34,7 @@ def loss_figure(
         stages: the stages to shade; default: `find_stages(traj)`.
     """
     plateaus = dict(traj.provenance.get("plateaus", {}) if plateaus is None else plateaus)
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     fig = new_figure(7.6, 4.8)
     axes = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
     names = [f"{name}  {value:.4g}" for name, value in plateaus.items()]

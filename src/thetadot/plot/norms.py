@@ -1,6 +1,7 @@
 """Which weights have moved, and what rank they have: relative change of the norms, and effective ranks."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,9 +16,12 @@ from thetadot.plot._style import (
     pretty,
     set_margins,
     shade_time,
+    stages_of,
 )
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _SUFFIX = "_singular_values"
 _MAX_MATRICES = 8
@@ -37,7 +41,7 @@ def norm_change(values: np.ndarray) -> np.ndarray:
     return np.abs(norms - norms[0]) / norms[0]
 
 
-def norm_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def norm_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Relative change of every matrix's norm (above) and its effective rank (below) against time, all in one panel.
 
     Outer layers that grow while queries and keys rest, and ranks that fall one after the other, are seen at a glance.
@@ -53,7 +57,7 @@ def norm_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> F
     matrices = [name for name in found if f"{name}_effective_rank" in traj.names][:_MAX_MATRICES]
     if len(matrices) < 2:
         raise KeyError("the trajectory has no series `*_singular_values` and `*_effective_rank` of two matrices")
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     fig = new_figure(7.6, 4.8)
     axes = fig.subplots(2, 1, sharex=True)
     names = [pretty(name) for name in matrices]

@@ -1,6 +1,7 @@
 """The embeddings' paths in the plane of their two principal directions."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,11 +15,14 @@ from thetadot.plot._style import (
     most_frequent,
     new_figure,
     set_margins,
+    stages_of,
     time_limits,
     token_labels,
 )
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _SAMPLES = 400  # evenly spaced in log t: solver steps crowd where the flow is fast
 _MAX_TOKENS = 8
@@ -41,7 +45,7 @@ def principal_plane(paths: np.ndarray) -> tuple[np.ndarray, float]:
     return paths @ directions[:2].T, float(np.sum(values[:2] ** 2) / np.sum(values**2))
 
 
-def plane_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def plane_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Paths of the most frequent tokens' embeddings in their principal plane, with a mark where each stage ends.
 
     Condensation runs out along one line, dilution back along it, and a new direction ends the rank-one stage.
@@ -53,7 +57,7 @@ def plane_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> 
     Raises:
         KeyError: the weights were not recorded.
     """
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     embeddings = traj["w_0"]
     times = np.geomspace(*time_limits(traj, stages), _SAMPLES)
     ends = [stage.t_end for stage in stages if stage.kind == "plateau"][: len(_MARKERS)]

@@ -1,6 +1,7 @@
 """How much attention each token receives, against how frequent it is."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,11 +16,14 @@ from thetadot.plot._style import (
     most_frequent,
     new_figure,
     set_margins,
+    stages_of,
     time_limits,
     token_labels,
 )
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _COLUMNS = 240  # of the map, evenly spaced in log t
 _NAMED = 12  # tokens at the map's edge
@@ -42,7 +46,7 @@ def received(attention: np.ndarray, stationary: np.ndarray) -> np.ndarray:
     return np.einsum("i,tij->tj", stationary, attention) / stationary
 
 
-def received_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def received_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Focus and dilution by token: attention received per frequency over time, and against the frequency.
 
     On the left a row a token, the most frequent on top: blue where it receives less than its frequency π_j, red where
@@ -58,7 +62,7 @@ def received_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) 
     """
     stationary = np.asarray(traj.provenance.get("notes", {})["stationary"])
     ratios = received(traj["attention"], stationary)
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     labels = token_labels(traj, stationary.size)
     fig = new_figure(9.6, 4.2)
     left, right = fig.subplots(1, 2)
@@ -71,7 +75,12 @@ def received_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) 
 
 
 def _draw_map(
-    ax: Axes, traj: Trajectory, ratios: np.ndarray, stationary: np.ndarray, labels: list[str], stages: Sequence[Stage]
+    ax: Axes,
+    traj: "Trajectory",
+    ratios: np.ndarray,
+    stationary: np.ndarray,
+    labels: list[str],
+    stages: "Sequence[Stage]",
 ) -> None:
     edges = np.geomspace(*time_limits(traj, stages), _COLUMNS + 1)
     columns = np.searchsorted(traj.ts, np.sqrt(edges[1:] * edges[:-1])).clip(max=traj.ts.size - 1)
@@ -106,7 +115,12 @@ def _apart(order: np.ndarray, ratios: np.ndarray) -> list[int]:
 
 
 def _draw_laws(
-    ax: Axes, traj: Trajectory, ratios: np.ndarray, stationary: np.ndarray, labels: list[str], stages: Sequence[Stage]
+    ax: Axes,
+    traj: "Trajectory",
+    ratios: np.ndarray,
+    stationary: np.ndarray,
+    labels: list[str],
+    stages: "Sequence[Stage]",
 ) -> None:
     ends = [stage.t_end for stage in stages if stage.kind != "descent" and stage.t_end < traj.ts[-1]]
     times = [*ends[1:], float(traj.ts[-1])][-_TIMES:]  # before the first descent attention is off

@@ -1,21 +1,24 @@
 """Singular values and ranks of the weight matrices."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, pretty, set_margins, shade_time
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, pretty, set_margins, shade_time, stages_of
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _SUFFIX = "_singular_values"
 _MAX_MATRICES = 6
 _MAX_VALUES = 10
 
 
-def spectra_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def spectra_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Singular values (above), stable and effective rank (below) of each weight matrix against time.
 
     Args:
@@ -28,7 +31,7 @@ def spectra_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -
     matrices = [name.removesuffix(_SUFFIX) for name in traj.names if name.endswith(_SUFFIX)][:_MAX_MATRICES]
     if not matrices:
         raise KeyError("the trajectory has no series named `*_singular_values`")
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     targets = traj.provenance.get("notes", {}).get("target_singular_values", [])
     fig = new_figure(2.4 * len(matrices) + 0.6, 4.6)
     axes = fig.subplots(2, len(matrices), sharex=True, sharey="row", squeeze=False)

@@ -1,21 +1,24 @@
 """The rank staircase: singular values of the end-to-end map are learned one at a time."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, set_margins, shade_time
-from thetadot.stages import Stage, find_stages
-from thetadot.trajectory import Trajectory
+from thetadot.plot._style import COLORS, GRAY, add_footer, new_figure, set_margins, shade_time, stages_of
+
+if TYPE_CHECKING:
+    from thetadot.stages import Stage
+    from thetadot.trajectory import Trajectory
 
 _MAX_VALUES = 10
 _LEARNED = 0.05  # of the largest singular value of the run: what counts in the rank
 _SHARES = {"final_stage_pairs": "final-stage pairs", "layer_alignment": "alignment of layers"}
 
 
-def staircase_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None) -> Figure:
+def staircase_figure(traj: "Trajectory", *, stages: "Sequence[Stage] | None" = None) -> Figure:
     """Singular values of the end-to-end map, and its rank, against time; for matrix completion also what is recovered.
 
     The third panel has the relative error on the unobserved entries and the least share over all pairs of consecutive
@@ -29,7 +32,7 @@ def staircase_figure(traj: Trajectory, *, stages: Sequence[Stage] | None = None)
         KeyError: the singular values of the map were not recorded.
     """
     values, stable = traj["map_singular_values"], traj["map_stable_rank"]
-    stages = find_stages(traj) if stages is None else stages
+    stages = stages_of(traj, stages)
     num_panels = 3 if "unobserved_error" in traj.names else 2
     fig = new_figure(7.0, 1.0 + 1.9 * num_panels)
     axes = fig.subplots(num_panels, 1, sharex=True)
@@ -60,7 +63,7 @@ def _draw_rank(ax: Axes, ts: np.ndarray, values: np.ndarray, stable: np.ndarray)
     ax.legend(fontsize=7.5, framealpha=1.0, loc="upper left")
 
 
-def _draw_recovery(ax: Axes, traj: Trajectory) -> None:
+def _draw_recovery(ax: Axes, traj: "Trajectory") -> None:
     """Error on the unobserved entries, and the least share of each kind over the pairs of layers."""
     ax.plot(traj.ts, traj["unobserved_error"], color=COLORS[6], lw=1.4, label="error on unobserved entries")
     for color, (name, label) in zip(COLORS[2:], _SHARES.items(), strict=False):

@@ -28,7 +28,7 @@ import diffrax as dfx
 import jax
 import numpy as np
 
-from ..flow import STANDING, check_rtol
+from ..engine import STANDING, check_rtol
 from ..problem import Observable
 from ..provenance import provenance
 from ..solvers import choose_solver

@@ -15,13 +15,12 @@ from functools import lru_cache, partial
 from queue import SimpleQueue
 from threading import Event, Thread
 
-import diffrax as dfx
 import jax
 
-from ..driver import Run, drive_together, on_one_core
+from ..engine import Run, drive_together, on_one_core
 from ..flow import Ongoing
 from ..progress import Report
-from ..solvers import choose_solver
+from ..solvers import is_explicit
 from .keep import keeping
 from .lane import Interrupted, Job, Lane, Row, run_lane
 from .order import Waiting
@@ -261,4 +260,4 @@ def _gains_from_batches(job: Job) -> bool:
     On a CPU threads are as fast (benchmarks/README.md) and need less memory. Explicit steps are as short as the flow is
     stiff, so that lanes of different scales end at very different times.
     """
-    return jax.default_backend() != "cpu" and not isinstance(choose_solver(job.solver), dfx.AbstractERK)
+    return jax.default_backend() != "cpu" and not is_explicit(job.solver)

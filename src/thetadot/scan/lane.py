@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..driver import Run, checkpoint, resume
+from ..engine import Request, Run, checkpoint, compiled_at_once, resume
 from ..flow import Ongoing, begin_flow, end_flow
 from ..problem import Observable, Problem
 from ..progress import Report
@@ -88,9 +88,11 @@ class Lane:
         problem, params0, t1 = self.made = self.made or _point(job, self.number)
         # One choice of rows for all tolerances: they share their compiled code.
         ts, rtol = None if job.functions else [t1], LADDER[len(self.trajs)] * job.rtol
-        ongoing = begin_flow(
+        request = Request(
             problem, params0, t1, ts, job.observables, job.crossings, job.stop, job.solver, rtol, job.max_steps
         )
+        with compiled_at_once():
+            ongoing = begin_flow(request)
         ongoing.run.wanted = self.wanted()
         return ongoing
 

@@ -1,15 +1,15 @@
 """Diffrax solvers and step-size control made for gradient flows."""
 
-from ._vector import each as each
-from .choice import SOLVERS as SOLVERS
-from .choice import better_rank as better_rank
-from .choice import choose_solver as choose_solver
-from .choice import curvatures as curvatures
-from .choice import describe_solver as describe_solver
-from .choice import step_cost as step_cost
-from .choice import with_rank as with_rank
-from .choice import with_tolerances as with_tolerances
+from .base import AbstractFlowSolver as AbstractFlowSolver
 from .deflated import DeflatedExponential as DeflatedExponential
 from .displacement import DisplacementController as DisplacementController
 from .krylov import KrylovExponential as KrylovExponential
+from .policy import SOLVERS as SOLVERS
+from .policy import Policy as Policy
+from .policy import better_rank as better_rank
+from .policy import choose_solver as choose_solver
+from .policy import curvatures as curvatures
+from .policy import few_steps_left as few_steps_left
+from .policy import is_explicit as is_explicit
+from .policy import is_worth_a_race as is_worth_a_race
 from .stabilized import StabilizedRungeKutta as StabilizedRungeKutta

@@ -1,12 +1,15 @@
 """The outlying eigenspace of a Jacobian."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Float
+
+from ..arrays import Array, cond, fori_loop, is_host, namespace
+from ._vector import scrambled
 
 _STARTING_ITERATIONS = 8  # of the block power method, before the first step
 _PASSES = 4  # of Cholesky QR at most
@@ -16,7 +19,7 @@ _SMALL_RANK = 8  # whose rotation costs no more than the question whether it is 
 _LAPACK_THREADS = 9216  # entries of a matrix from which OpenBLAS starts threads
 
 
-class Deflation(eqx.Module):
+class Deflation(NamedTuple):
     """A = V diag(μ) Vᵀ, the deflated part of the Jacobian J, with the image J V; μ is the diagonal of VᵀJV."""
 
     vectors: Float[Array, "P k"]
@@ -27,10 +30,10 @@ class Deflation(eqx.Module):
 Product = Callable[[Float[Array, "P K"]], Float[Array, "P K"]]
 
 
-def starting_block(product: Product, num_params: int, rank: int, dtype) -> Float[Array, "P k"]:
-    """A block whose span is near that of the outlying eigenvectors: some power iterations from a fixed random one."""
-    block = jr.normal(jr.key(0), (num_params, min(rank, num_params)), dtype)
-    return jax.lax.fori_loop(0, _STARTING_ITERATIONS, lambda _, block: product(orthonormal(block)), block)
+def starting_block(product: Product, y: Float[Array, " P"], rank: int) -> Float[Array, "P k"]:
+    """A block whose span is near that of the outlying eigenvectors: some power iterations from a fixed one."""
+    block = scrambled(y, (y.size, min(rank, y.size)), seed=0)
+    return fori_loop(0, _STARTING_ITERATIONS, lambda _, block: product(orthonormal(block)), block)
 
 
 def rayleigh_ritz(
@@ -41,26 +44,44 @@ def rayleigh_ritz(
     A block that was an image of Ritz vectors stays close to Ritz vectors, by orthogonal iteration. Where its projection
     is diagonal on the scale of a step h, a large one is not rotated: that would take longer than all else.
     """
+    xp = namespace(block)
     basis = orthonormal(block)
-    images = product(jnp.concatenate([basis, vector[:, None]], axis=1))
+    images = product(xp.concatenate([basis, vector[:, None]], axis=1))
     image = images[:, :-1]
     projected = basis.T @ image
     projected = (projected + projected.T) / 2
-    rates = jnp.diagonal(projected)
+    rates = xp.diagonal(projected)
 
     def rotated():
-        rates, rotation = jnp.linalg.eigh(projected)
+        rates, rotation = eigh(projected)
         return Deflation(basis @ rotation, rates, image @ rotation)
 
     if rates.size <= _SMALL_RANK:
         return rotated(), images[:, -1]
-    diagonal = h * jnp.linalg.norm(projected - jnp.diag(rates)) <= _DIAGONAL
-    return jax.lax.cond(diagonal, lambda: Deflation(basis, rates, image), rotated), images[:, -1]
+    diagonal = h * xp.linalg.norm(projected - xp.diag(rates)) <= _DIAGONAL
+    return cond(diagonal, lambda: Deflation(basis, rates, image), rotated), images[:, -1]
+
+
+def eigh(matrix: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
+    """Eigenvalues and vectors of a symmetric matrix; NaN for one that is not finite, in either namespace."""
+    if not is_host(matrix):
+        return jnp.linalg.eigh(matrix)
+    if not np.all(np.isfinite(matrix)):
+        return np.full_like(matrix[0], np.nan), np.full_like(matrix, np.nan)
+    values, vectors = np.linalg.eigh(matrix)
+    return values, vectors
+
+
+def orthonormal(block: Float[Array, "P k"]) -> Float[Array, "P k"]:
+    """An orthonormal basis of the columns; a column that is zero or depends on the others is replaced by another."""
+    if not is_host(block):
+        return _orthonormal(block)
+    return np.linalg.qr(block)[0] if np.all(np.isfinite(block)) else np.full_like(block, np.nan)
 
 
 @jax.jit
-def orthonormal(block: Float[Array, "P k"]) -> Float[Array, "P k"]:
-    """An orthonormal basis of the columns; a column that is zero or depends on the others is replaced by noise.
+def _orthonormal(block: Float[Array, "P k"]) -> Float[Array, "P k"]:
+    """`orthonormal` under a compiler.
 
     Householder QR while the block is small. Beyond that passes of Cholesky QR with a shift (Fukaya et al. 2020,
     SIAM J. Sci. Comput. 42), three from a bad basis and one from a good one, which touch the tall block by matrix
@@ -69,7 +90,7 @@ def orthonormal(block: Float[Array, "P k"]) -> Float[Array, "P k"]:
     """
     if block.size < _LAPACK_THREADS:
         return jnp.linalg.qr(block)[0]
-    noise = jr.normal(jr.key(1), block.shape, block.dtype)
+    noise = scrambled(block, block.shape, seed=1)
     eye = jnp.eye(block.shape[1], dtype=block.dtype)
     shift = jnp.asarray(1e3 * jnp.finfo(block.dtype).eps, block.dtype)
 

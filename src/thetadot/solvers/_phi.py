@@ -2,8 +2,9 @@
 
 import math
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from ..arrays import Array, namespace
 
 _TERMS = 18  # |z| < 1: the first term left out is below 1/22! of the first one kept
 
@@ -18,17 +19,18 @@ def phi_functions(z: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
     Reference:
         Hochbruck and Ostermann (2010), Exponential integrators, Acta Numerica 19, eq. (2.11).
     """
-    near = jnp.abs(z) < 1
-    z_near = jnp.where(near, z, 0)
-    z_far = jnp.where(near, 1, z)
+    xp = namespace(z)
+    near = xp.abs(z) < 1
+    z_near = xp.where(near, z, 0)
+    z_far = xp.where(near, 1, z)
     series = [1 / math.factorial(4 + i) for i in reversed(range(_TERMS))]
-    phi4 = jnp.polyval(jnp.asarray(series, z.dtype), z_near)
+    phi4 = xp.polyval(xp.asarray(series, z.dtype), z_near)
     phi3 = 1 / 6 + z_near * phi4
     phi2 = 1 / 2 + z_near * phi3
     phi1 = 1 + z_near * phi2
-    far1 = jnp.expm1(z_far) / z_far
+    far1 = xp.expm1(z_far) / z_far
     far2 = (far1 - 1) / z_far
     far3 = (far2 - 1 / 2) / z_far
     far4 = (far3 - 1 / 6) / z_far
     pairs = ((phi1, far1), (phi2, far2), (phi3, far3), (phi4, far4))
-    return tuple(jnp.where(near, close, far) for close, far in pairs)
+    return tuple(xp.where(near, close, far) for close, far in pairs)

@@ -40,27 +40,27 @@ Reference:
     SIAM J. Numer. Anal. 43, 1069–1090.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Float
 
-from ._deflation import Deflation, Product, rayleigh_ritz, starting_block
+from ..arrays import Array, cond, each, fori_loop, namespace, side_by_side
+from ._deflation import Deflation, rayleigh_ritz, starting_block
 from ._phi import phi_functions
-from ._vector import Field, above_rounding, each, flatten, nudge, step_rounding
-from .interpolation import ExponentialInterpolation
+from ._vector import Field, above_rounding, evaluate, flatten, nudge, scrambled, step_rounding
+from .base import AbstractFlowSolver
+from .interpolation import PathInterpolation, exponential_path
 
 _MEMORY = 0.9  # of the running mean of h |μ_k|
 _STRAIN = 2.0  # the mean of h |μ_k| above which the rank may limit the step; the explicit part is unstable from about 3
 _NODES = (0.5, 0.5, 1.0, 0.5)  # of stages two to five
 
 
-class DeflatedState(eqx.Module):
+class DeflatedState(NamedTuple):
     """What the solver carries from step to step."""
 
     field: Float[Array, " P"]  # F at the current point
@@ -68,7 +68,7 @@ class DeflatedState(eqx.Module):
     pressure: Float[Array, ""]  # running mean of h |μ_k|
 
 
-class DeflatedExponential(dfx.AbstractAdaptiveSolver):
+class DeflatedExponential(AbstractFlowSolver):
     """Exponential Runge–Kutta of order 5 that deflates the `rank` largest eigenvalues of the Hessian.
 
     For `diffrax.diffeqsolve` as well: any vector field on a pytree of floating-point arrays, best with a symmetric
@@ -82,7 +82,9 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
     rank: int = eqx.field(static=True, default=8)
 
     term_structure: ClassVar = dfx.AbstractTerm
-    interpolation_cls: ClassVar = ExponentialInterpolation
+    interpolation_cls: ClassVar = PathInterpolation
+    runs_on_host: ClassVar = True
+    halves: ClassVar = True
 
     def __check_init__(self):
         """Refuses a rank below one."""
@@ -94,52 +96,71 @@ class DeflatedExponential(dfx.AbstractAdaptiveSolver):
         del terms
         return 5
 
+    @property
+    def label(self) -> str:
+        """Its name and rank."""
+        return f"DeflatedExponential(rank={self.rank})"
+
     def init(self, terms, t0, t1, y0, args):
-        """Finds the starting basis by block power iteration from a fixed random block."""
+        """Finds the starting basis by block power iteration from a fixed block."""
         del t1
-        y, field, _ = flatten(terms, y0, args)
-        block = starting_block(_products(lambda x: field(t0, x), y), y.size, self.rank, y.dtype)
-        return DeflatedState(field(t0, y), block, jnp.zeros((), y.dtype))
+        y, field, jacobian, _ = flatten(terms, y0, args)
+        block = starting_block(jacobian(t0, y).times_block, y, self.rank)
+        return DeflatedState(field(t0, y), block, namespace(y).zeros((), y.dtype))
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step of h and two of h/2 with the same A; their difference is the error estimate."""
-        y, field, unravel = flatten(terms, y0, args)
-        h, t_half = jnp.asarray(t1 - t0, y.dtype), (t0 + t1) / 2
-        field0 = jax.lax.cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
+        y, field, jacobian, unravel = flatten(terms, y0, args)
+        xp = namespace(y)
+        h, t_half = xp.asarray(t1 - t0, y.dtype), (t0 + t1) / 2
+        field0 = cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
 
         delta = nudge(y)
-        A, change = rayleigh_ritz(_products(lambda x: field(t0, x), y), solver_state.block, delta, h)
-        steps = jnp.stack([h, h / 2])
-        tables = jax.vmap(lambda step: hochbruck_ostermann(jnp.append(step * A.rates, 0)))(steps)
+        A, change = rayleigh_ritz(jacobian(t0, y).times_block, solver_state.block, delta, h)
+        steps = xp.stack([h, h / 2])
+        tables = hochbruck_ostermann(xp.append(A.rates, xp.zeros(1, y.dtype))[None] * steps[:, None])
         from_start = partial(exponential_step, field, A, t0, y, field0)
         whole, half = each(from_start)(steps, tables)
-        field_half, field_near = jax.vmap(field)(jnp.stack([t_half, t0]), jnp.stack([y + half, y + delta]))
+        field_half, field_near = side_by_side(field)(xp.stack([t_half, t0]), xp.stack([y + half, y + delta]))
         second_half = exponential_step(field, A, t_half, y + half, field_half, h / 2, tables[1])
         correction = (half + second_half - whole) / 15
         displacement = half + second_half + correction
         noise = field_near - field0 - change
-        error = above_rounding(correction, step_rounding(noise, A.vectors, A.rates, h))
+        phi1 = tables[0, -1, 0, :-1]
+        error = above_rounding(correction, step_rounding(noise, A.vectors, phi1, h))
         field1 = field(t1, y + displacement)
 
-        dense_info = dict(
-            y0=y0,
-            rates=A.rates,
-            vectors=A.vectors,
-            slope=field0 @ A.image,
-            displacements=jnp.stack([half + correction / 2, displacement]),
-            fields=jnp.stack([field0, field_half, field1]),
-        )
-        pressure = _MEMORY * solver_state.pressure + (1 - _MEMORY) * h * jnp.min(jnp.abs(A.rates))
+        displacements = xp.stack([half + correction / 2, displacement])
+        fields = xp.stack([field0, field_half, field1])
+        path = exponential_path(y, h, A.rates, A.vectors, field0 @ A.image, displacements, fields)
+        pressure = _MEMORY * solver_state.pressure + (1 - _MEMORY) * h * xp.min(xp.abs(A.rates))
         state = DeflatedState(field1, A.image, pressure)
-        return unravel(y + displacement), unravel(error), dense_info, state, dfx.RESULTS.successful
+        return unravel(y + displacement), unravel(error), dict(y0=y0, path=path), state, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
         """The vector field itself."""
-        return terms.vf(t0, y0, args)
+        return evaluate(terms, t0, y0, args)
 
-    def strained(self, state: DeflatedState) -> Bool[Array, ""]:
+    def cost(self, state):
+        """Sixteen gradients, and a product for each direction and one for the rounding."""
+        return 16, state.block.shape[1] + 1
+
+    def path(self, t0, t1, dense_info):
+        """Exponentials and polynomials."""
+        del t0, t1
+        return dense_info["path"]
+
+    def strained(self, state):
         """Whether directions that are not deflated may limit the steps."""
-        return state.pressure > _STRAIN
+        num_params, rank = state.block.shape
+        return (state.pressure > _STRAIN) & (rank < num_params)
+
+    def widened(self, state: DeflatedState, rank: int) -> tuple["DeflatedExponential", DeflatedState]:
+        """The solver of a larger rank; the space found so far is kept and filled up with other directions."""
+        num_params, found = state.block.shape
+        fresh = scrambled(state.block, (num_params, min(rank, num_params) - found), seed=rank)
+        block = namespace(fresh).concatenate([state.block, fresh], axis=1)
+        return DeflatedExponential(rank), DeflatedState(state.field, block, 0 * state.pressure)
 
 
 def exponential_step(
@@ -158,28 +179,28 @@ def exponential_step(
     with the coefficients of `hochbruck_ostermann`, here as a `table` of their values at hμ and at 0: the former act in
     the deflated space, the latter outside. The stages run as a loop, so that the field is compiled once.
     """
-    V, mu = A.vectors, A.rates
+    xp, V, mu = namespace(y), A.vectors, A.rates
     num_stages = table.shape[0]
-    times = t0 + h.astype(jnp.result_type(t0)) * jnp.asarray(_NODES, jnp.result_type(t0))
+    times = t0 + (h * xp.asarray(_NODES, y.dtype)).astype(xp.result_type(t0))
 
     def combine(weights, X, xi):
-        inside, outside = h * jnp.sum(weights[:, :-1] * xi, axis=0), h * weights[:, -1]
+        inside, outside = h * xp.sum(weights[:, :-1] * xi, axis=0), h * weights[:, -1]
         return outside @ X + V @ (inside - outside @ xi), inside
 
     def stage(i, stages):
         X, xi = stages
         u, upsilon = combine(table[i], X, xi)
         n = field(times[i], y + u) - field0 - V @ (mu * upsilon)
-        here = (jnp.arange(num_stages) == i + 1)[:, None]
-        return jnp.where(here, n, X), jnp.where(here, n @ V, xi)
+        here = (xp.arange(num_stages) == i + 1)[:, None]
+        return xp.where(here, n, X), xp.where(here, n @ V, xi)
 
-    first = jnp.arange(num_stages)[:, None] == 0
-    start = jnp.where(first, field0, 0), jnp.where(first, field0 @ V, 0)
-    X, xi = jax.lax.fori_loop(0, num_stages - 1, stage, start)
+    first = np.arange(num_stages)[:, None] == 0
+    start = xp.where(first, field0, 0), xp.where(first, field0 @ V, 0)
+    X, xi = fori_loop(0, num_stages - 1, stage, start)
     return combine(table[-1], X, xi)[0]
 
 
-def hochbruck_ostermann(z: Float[Array, " K"]) -> Float[Array, "5 5 K"]:
+def hochbruck_ostermann(z: Float[Array, "*S K"]) -> Float[Array, "*S 5 5 K"]:
     """Coefficients of the five-stage method of stiff order four: rows U₂, …, U₅ and u; columns F₀, N₂, …, N₅.
 
     Reference:
@@ -187,23 +208,16 @@ def hochbruck_ostermann(z: Float[Array, " K"]) -> Float[Array, "5 5 K"]:
         SIAM J. Numer. Anal. 43, 1069–1090, eq. (5.19). The first column there is aᵢ₁ for N₁; here it multiplies F₀ and
         is cᵢφ₁(cᵢz), since N₁ = 0.
     """
-    half1, half2, half3, _ = phi_functions(z / 2)
-    phi1, phi2, phi3, _ = phi_functions(z)
+    xp = namespace(z)
+    (half1, phi1), (half2, phi2), (half3, phi3), _ = phi_functions(xp.stack([z / 2, z]))
     a52 = half2 / 2 - phi3 + phi2 / 4 - half3 / 2
     a54 = half2 / 4 - a52
-    none = jnp.zeros_like(z)
-    return jnp.stack(
-        [
-            jnp.stack([half1 / 2, none, none, none, none]),
-            jnp.stack([half1 / 2, half2, none, none, none]),
-            jnp.stack([phi1, phi2, phi2, none, none]),
-            jnp.stack([half1 / 2, a52, a52, a54, none]),
-            jnp.stack([phi1, none, none, 4 * phi3 - phi2, 4 * phi2 - 8 * phi3]),
-        ]
+    none = xp.zeros_like(z)
+    rows = (
+        (half1 / 2, none, none, none, none),
+        (half1 / 2, half2, none, none, none),
+        (phi1, phi2, phi2, none, none),
+        (half1 / 2, a52, a52, a54, none),
+        (phi1, none, none, 4 * phi3 - phi2, 4 * phi2 - 8 * phi3),
     )
-
-
-def _products(field: Callable[[Array], Array], y: Float[Array, " P"]) -> Product:
-    """The Jacobian at y times each column of a block."""
-    _, product = jax.linearize(field, y)
-    return lambda block: each(product)(block.T).T
+    return xp.stack([xp.stack(row, axis=-2) for row in rows], axis=-3)

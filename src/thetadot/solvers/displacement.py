@@ -25,13 +25,22 @@ Reference:
     Math. Softw. 20, 496–517; in this form Hairer and Wanner, Solving ODEs II, IV.8, eq. (8.25).
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optimistix as optx
 from diffrax import RESULTS, AbstractAdaptiveStepSizeController
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
+
+from ..arrays import Array, is_host, namespace
+
+
+def rms(tree: PyTree) -> Any:
+    """Root mean square over all numbers of a pytree."""
+    leaves = jax.tree.leaves(tree)
+    xp = namespace(leaves[0])
+    return xp.sqrt(sum(xp.vdot(leaf, leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves))
 
 
 class DisplacementController(AbstractAdaptiveStepSizeController):
@@ -55,7 +64,7 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
     safety: float = 0.7
     min_factor: float = 0.2
     max_factor: float = 6.0
-    norm: Callable = optx.rms_norm
+    norm: Callable = rms
 
     def wrap(self, direction):
         """Nothing to add: flows run forward."""
@@ -74,16 +83,17 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
         order = 5.0 if error_order is None else error_order
         f0 = func(terms, t0, y0, args)
         speed, size = self.norm(f0), self.norm(y0)
-        span = jnp.asarray(t1 - t0, size.dtype)
+        xp = namespace(size)
+        span = xp.asarray(t1 - t0, size.dtype)
         # Moves θ by 1 % of itself; the whole span if the flow starts at rest or at θ = 0.
-        probe = jnp.minimum(jnp.where((speed > 0) & (size > 0), 0.01 * size / speed, 1e-3 * span), span)
+        probe = xp.minimum(xp.where((speed > 0) & (size > 0), 0.01 * size / speed, 1e-3 * span), span)
         f1 = func(terms, t0 + probe, _axpy(probe, f0, y0), args)
         change = self.norm(_axpy(-1.0, f0, f1))
-        rate = jnp.where(speed > 0, change / jnp.where(speed > 0, speed * probe, 1), 0)
-        wanted = jnp.asarray(self.rtol, probe.dtype) ** (1 / (order - 1)) / jnp.where(rate > 0, rate, 1)
-        wanted = jnp.where((rate > 0) & jnp.isfinite(rate), wanted, probe)
-        first = jnp.minimum(jnp.minimum(wanted, 100 * probe), span)
-        return t0 + first.astype(jnp.result_type(t1)), self._no_history(y0)
+        rate = xp.where(speed > 0, change / xp.where(speed > 0, speed * probe, 1), 0)
+        wanted = xp.asarray(self.rtol, probe.dtype) ** (1 / (order - 1)) / xp.where(rate > 0, rate, 1)
+        wanted = xp.where((rate > 0) & xp.isfinite(rate), wanted, probe)
+        first = xp.minimum(xp.minimum(wanted, 100 * probe), span)
+        return t0 + first.astype(xp.result_type(t1)), self._no_history(y0)
 
     def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
         """Accepts or rejects, and sets the next step from the ratio of error to tolerance."""
@@ -94,37 +104,41 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
                 "wrap it in `diffrax.HalfSolver`."
             )
         ratio = self._error_ratio(y0, y1_candidate, y_error)
-        keep = ratio <= 1
-        step = jnp.asarray(t1 - t0, ratio.dtype)
+        xp, keep = namespace(ratio), ratio <= 1
+        step = xp.asarray(t1 - t0, ratio.dtype)
         last_step, last_ratio = controller_state
         exponent = 1 / (error_order - 1)
-        ratio = jnp.maximum(ratio, jnp.finfo(ratio.dtype).eps)  # an exact step: grow as far as allowed
+        ratio = xp.maximum(ratio, xp.finfo(ratio.dtype).eps)  # an exact step: grow as far as allowed
         factor = ratio**-exponent
         trend = step / last_step * (last_ratio / ratio) ** exponent
-        factor = jnp.where(keep & jnp.isfinite(trend), jnp.minimum(factor, factor * trend), factor)
-        factor = jnp.clip(self.safety * factor, self.min_factor, self.max_factor)
-        factor = jnp.where(jnp.isfinite(factor), factor, self.min_factor)
-        next_step = factor.astype(jnp.result_type(t1)) * (t1 - t0)
-        start = jnp.where(keep, t1, t0)
-        history = jnp.where(keep, step, last_step), jnp.where(keep, ratio, last_ratio)
-        result = RESULTS.where(start + next_step > start, RESULTS.successful, RESULTS.dt_min_reached)
-        return keep, start, start + next_step, jnp.array(False), history, result
+        factor = xp.where(keep & xp.isfinite(trend), xp.minimum(factor, factor * trend), factor)
+        factor = xp.clip(self.safety * factor, self.min_factor, self.max_factor)
+        factor = xp.where(xp.isfinite(factor), factor, self.min_factor)
+        next_step = factor.astype(xp.result_type(t1)) * (t1 - t0)
+        start = xp.where(keep, t1, t0)
+        history = xp.where(keep, step, last_step), xp.where(keep, ratio, last_ratio)
+        result = RESULTS.successful  # on the host the engine looks at the times itself
+        if not is_host(next_step):
+            result = RESULTS.where(start + next_step > start, RESULTS.successful, RESULTS.dt_min_reached)
+        return keep, start, start + next_step, xp.asarray(False), history, result
 
     def _no_history(self, y0: PyTree) -> tuple[Array, Array]:
         """Step and error ratio of the last accepted step: NaN, so that no trend is taken from them."""
-        nan = jnp.full_like(self.norm(y0), jnp.nan)
+        nan = 0 * self.norm(y0) + math.nan
         return nan, nan
 
     def _error_ratio(self, y0: PyTree, y1: PyTree, y_error: PyTree) -> Array:
-        displacement = self.norm(_axpy(-1.0, y0, y1))
-        size = self.norm(y1)
-        epsilon = jnp.finfo(displacement.dtype).eps
-        rtol, atol = (jnp.asarray(tol, size.dtype) for tol in (self.rtol, self.atol))
+        displacement, size = self.norm(_axpy(-1.0, y0, y1)), self.norm(y1)
+        xp = namespace(size)
+        epsilon = float(xp.finfo(displacement.dtype).eps)
+        rtol, atol = (xp.asarray(tol, size.dtype) for tol in (self.rtol, self.atol))
         scale = rtol * displacement + self.floor * epsilon * size + atol
         error = self.norm(y_error)
-        ratio = jnp.where(error == 0, 0, error / jnp.where(scale > 0, scale, jnp.finfo(scale.dtype).tiny))
-        return jnp.where(jnp.isfinite(error) & jnp.isfinite(scale), ratio, jnp.inf)
+        ratio = xp.where(error == 0, 0, error / xp.where(scale > 0, scale, xp.finfo(scale.dtype).tiny))
+        return xp.where(xp.isfinite(error) & xp.isfinite(scale), ratio, xp.inf)
 
 
 def _axpy(a, x: PyTree, y: PyTree) -> PyTree:
-    return jax.tree.map(lambda xi, yi: jnp.asarray(a, yi.dtype) * xi + yi, x, y)
+    if is_host(x):
+        return a * x + y
+    return jax.tree.map(lambda xi, yi: namespace(yi).asarray(a, yi.dtype) * xi + yi, x, y)

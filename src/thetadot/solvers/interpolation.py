@@ -1,14 +1,16 @@
 """Dense output of the exponential solvers: accurate inside steps that span a whole plateau."""
 
-import jax
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from diffrax import AbstractLocalInterpolation
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
+from ..arrays import Array, each, namespace
 from ._phi import phi_functions
-from ._vector import each
 
 
 def _hermite_matrix() -> np.ndarray:
@@ -22,11 +24,11 @@ def _hermite_matrix() -> np.ndarray:
 _HERMITE = _hermite_matrix()
 
 
-class ExponentialInterpolation(AbstractLocalInterpolation):
-    """y(t₀ + s) = y₀ + V e(s) + r(s): the exponentials first, polynomials for what they leave.
+class ExponentialPath(NamedTuple):
+    """y(t₀ + xh) = y₀ + V e(x) + r(x), x in [0, 1]: the exponentials first, polynomials for what they leave.
 
     In the deflated space the solution has transients e^{μs} with h|μ| ≫ 1, which no polynomial follows. There, with
-    x = s/h and N cubic in x through N(0) = 0, N'(0) = Vᵀ(J − A)F₀, N(h/2) and N(h),
+    s = xh and N cubic in x through N(0) = 0, N'(0) = Vᵀ(J − A)F₀, N(h/2) and N(h),
 
         e' = μ e + VᵀF₀ + a x + b x² + c x³,
         e(s) = s φ₁(sμ) VᵀF₀ + s (x φ₂(sμ) a + 2 x² φ₃(sμ) b + 6 x³ φ₄(sμ) c).
@@ -36,9 +38,8 @@ class ExponentialInterpolation(AbstractLocalInterpolation):
     the values only. Exact at these three points; the error between them is O(h⁶), or O(h⁵) in the deflated space.
     """
 
-    t0: Array
-    t1: Array
-    y0: PyTree
+    y0: Float[Array, " P"]
+    h: Float[Array, ""]
     rates: Float[Array, " k"]
     vectors: Float[Array, "P k"]
     forcing: Float[Array, "4 k"]  # VᵀF₀, a, b, c
@@ -46,47 +47,58 @@ class ExponentialInterpolation(AbstractLocalInterpolation):
     line: Float[Array, " P"]  # h r'(0)
     quintic: Float[Array, "4 P"]  # coefficients of x², …, x⁵ in (I − VVᵀ) r
 
-    def __init__(self, *, t0, t1, y0, rates, vectors, slope, displacements, fields):
-        """From Vᵀ J F₀, the displacements at h/2 and h (2 × P) and the fields at 0, h/2 and h (3 × P)."""
-        self.t0, self.t1, self.y0, self.rates, self.vectors = t0, t1, y0, rates, vectors
-        h = self._step()
-        knots = jnp.array([0.5, 1.0], rates.dtype)
-        into = each(lambda x: x @ vectors)
-        sigma, inside, change = fields[0] @ vectors, into(displacements), into(fields[1:] - fields[:1])
-        slope = h * (slope - rates * sigma)
-        half, end = change - rates[None] * inside - knots[:, None] * slope[None]
-        self.forcing = jnp.stack([sigma, slope, 8 * half - end, 2 * end - 8 * half])
-        half, end = inside - jax.vmap(self._exponential)(knots)
-        self.cubic = jnp.stack([8 * half - end, 2 * end - 8 * half])
+    def __call__(self, x: Float[Array, ""]) -> Float[Array, " P"]:
+        """The solution at x."""
+        xp = namespace(self.rates)
+        powers = x ** xp.arange(2, 6, dtype=x.dtype)
+        inside = _exponential(self.h, self.rates, self.forcing, x[None])[0] + powers[:2] @ self.cubic
+        return self.y0 + (self.vectors @ inside + x * self.line + powers @ self.quintic)
 
-        def outside(vector):
-            return vector - vectors @ (vector @ vectors)
 
-        self.line = h * outside(fields[0])
-        values = each(outside)(displacements) - knots[:, None] * self.line[None]
-        slopes = h * each(outside)(fields[1:]) - self.line[None]
-        self.quintic = jnp.asarray(_HERMITE, rates.dtype) @ jnp.concatenate([values, slopes])
+def exponential_path(y0, h, rates, vectors, slope, displacements, fields) -> ExponentialPath:
+    """From Vᵀ J F₀, the displacements at h/2 and h (2 × P) and the fields at 0, h/2 and h (3 × P)."""
+    xp = namespace(rates)
+    knots = xp.asarray([0.5, 1.0], rates.dtype)
+    into = each(lambda x: x @ vectors)
+    sigma, inside, change = fields[0] @ vectors, into(displacements), into(fields[1:] - fields[:1])
+    slope = h * (slope - rates * sigma)
+    half, end = change - rates[None] * inside - knots[:, None] * slope[None]
+    forcing = xp.stack([sigma, slope, 8 * half - end, 2 * end - 8 * half])
+    half, end = inside - _exponential(h, rates, forcing, knots)
+    cubic = xp.stack([8 * half - end, 2 * end - 8 * half])
+
+    def outside(vector):
+        return vector - vectors @ (vector @ vectors)
+
+    line = h * outside(fields[0])
+    values = each(outside)(displacements) - knots[:, None] * line[None]
+    slopes = h * each(outside)(fields[1:]) - line[None]
+    quintic = xp.asarray(_HERMITE, rates.dtype) @ xp.concatenate([values, slopes])
+    return ExponentialPath(y0, h, rates, vectors, forcing, cubic, line, quintic)
+
+
+def _exponential(h, rates, forcing: Float[Array, "4 k"], x: Float[Array, " X"]) -> Float[Array, "X k"]:
+    """e(xh) in the coordinates of V, at several x."""
+    x = x[:, None]
+    s = x * h
+    (sigma, a, b, c), (phi1, phi2, phi3, phi4) = forcing[:, None], phi_functions(s * rates[None])
+    return s * (phi1 * sigma + x * (phi2 * a + 2 * x * (phi3 * b + 3 * x * phi4 * c)))
+
+
+class PathInterpolation(AbstractLocalInterpolation):
+    """A path over the share x of a step, for diffrax."""
+
+    t0: Array
+    t1: Array
+    y0: PyTree
+    path: Callable[[Float[Array, ""]], Float[Array, " P"]]
 
     def evaluate(self, t0, t1=None, left=True):
         """The solution at `t0`, or its increment from `t0` to `t1`."""
         del left
         start, unravel = ravel_pytree(self.y0)
-        if t1 is not None:
-            return unravel(self._displacement(t1) - self._displacement(t0))
-        return unravel(start + self._displacement(t0))
 
-    def _step(self) -> Float[Array, ""]:
-        return jnp.asarray(self.t1 - self.t0, self.rates.dtype)
+        def at(t):
+            return self.path(jnp.asarray((t - self.t0) / (self.t1 - self.t0), start.dtype))
 
-    def _displacement(self, t) -> Float[Array, " P"]:
-        x = jnp.asarray(t - self.t0, self.rates.dtype) / self._step()
-        powers = x ** jnp.arange(2, 6, dtype=x.dtype)
-        inside = self._exponential(x) + powers[:2] @ self.cubic
-        return self.vectors @ inside + x * self.line + powers @ self.quintic
-
-    def _exponential(self, x) -> Float[Array, " k"]:
-        """e(xh) in the coordinates of V."""
-        s = x * self._step()
-        weights = jnp.stack(phi_functions(s * self.rates))
-        powers = jnp.stack([jnp.ones_like(x), x, 2 * x**2, 6 * x**3])
-        return s * (powers @ (weights * self.forcing))
+        return unravel(at(t0) if t1 is None else at(t1) - at(t0))

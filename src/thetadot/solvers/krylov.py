@@ -56,17 +56,17 @@ Reference:
     Al-Mohy and Higham (2011), Computing the action of the matrix exponential, SIAM J. Sci. Comput. 33, 488–511.
 """
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Float, Int
 
+from ..arrays import Array, cond, is_host, namespace
 from ._krylov_space import NODES, KrylovSpace, krylov_space
-from ._vector import above_rounding, flatten, nudge
+from ._vector import above_rounding, evaluate, flatten, nudge
+from .base import AbstractFlowSolver
+from .interpolation import PathInterpolation
 
 _SHARE = 0.03  # of the relative error of recent steps, left to the Krylov spaces
 _LOOSEST = 1e-4  # relative error of a Krylov space
@@ -79,31 +79,21 @@ _NOT_SYMMETRIC = (
 )
 
 
-class ContinuousExtension(dfx.AbstractLocalInterpolation):
+class ContinuousExtension(NamedTuple):
     """Dense output of `KrylovExponential`: y₀ + u(xh) by variation of constants, of order 4 at every stiffness."""
 
-    t0: Array
-    t1: Array
-    y0: PyTree
+    y0: Float[Array, " P"]
+    h: Float[Array, ""]
     spaces: tuple[KrylovSpace, KrylovSpace, KrylovSpace]  # of F₀, N₂ and N₃
 
-    def evaluate(self, t0, t1=None, left=True):
-        """The solution at `t0`, or its increment from `t0` to `t1`."""
-        del left
-        start, unravel = ravel_pytree(self.y0)
-        if t1 is not None:
-            return unravel(self._displacement(t1, start.dtype) - self._displacement(t0, start.dtype))
-        return unravel(start + self._displacement(t0, start.dtype))
-
-    def _displacement(self, t, dtype) -> Float[Array, " P"]:
-        h = jnp.asarray(self.t1 - self.t0, dtype)
-        x = jnp.asarray(t - self.t0, dtype) / h
-        (f1, *_), (_, _, p3, p4), (_, _, q3, q4) = (space.phi(x * h) for space in self.spaces)
+    def __call__(self, x: Float[Array, ""]) -> Float[Array, " P"]:
+        """The solution at a share x of the step."""
+        (f1, *_), (_, _, p3, p4), (_, _, q3, q4) = (space.phi(x * self.h) for space in self.spaces)
         cubic, quartic = 18 * p3 - 250 / 81 * q3, 500 / 27 * q4 - 60 * p4
-        return x * h * (f1 + x**2 * cubic + x**3 * quartic)
+        return self.y0 + x * self.h * (f1 + x**2 * cubic + x**3 * quartic)
 
 
-class KrylovState(eqx.Module):
+class KrylovState(NamedTuple):
     """What the solver carries from step to step."""
 
     field: Float[Array, " P"]  # F at the current point
@@ -113,7 +103,7 @@ class KrylovState(eqx.Module):
     num_products: Int[Array, ""]  # Jacobian–vector products in it
 
 
-class KrylovExponential(dfx.AbstractAdaptiveSolver):
+class KrylovExponential(AbstractFlowSolver):
     """Exponential Rosenbrock method of order 5, with Krylov spaces as large as their residual asks for.
 
     For `diffrax.diffeqsolve` as well: any vector field on a pytree of floating-point arrays. A step costs four
@@ -128,7 +118,9 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
     symmetric: bool = eqx.field(static=True, default=True)
 
     term_structure: ClassVar = dfx.AbstractTerm
-    interpolation_cls: ClassVar = ContinuousExtension
+    interpolation_cls: ClassVar = PathInterpolation
+    runs_on_host: ClassVar = True
+    halves: ClassVar = True
 
     def __check_init__(self):
         """Refuses a dimension below one."""
@@ -140,19 +132,26 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
         del terms
         return 5
 
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return "KrylovExponential"
+
     def init(self, terms, t0, t1, y0, args):
         """Evaluates the field, and asks for a relative accuracy of 1e-6 to begin with."""
         del t1
-        y, field, _ = flatten(terms, y0, args)
-        none = jnp.array(0)
-        return KrylovState(field(t0, y), jnp.array(1e-6, y.dtype), jnp.zeros(4, int), none, none)
+        y, field, _, _ = flatten(terms, y0, args)
+        xp = namespace(y)
+        none = xp.asarray(0)
+        return KrylovState(field(t0, y), xp.asarray(1e-6, y.dtype), xp.zeros(4, int), none, none)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step of exprb53s3 and its comparison with order 4."""
-        y, field, unravel = flatten(terms, y0, args)
-        h = jnp.asarray(t1 - t0, y.dtype)
-        field0 = jax.lax.cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
-        _, product = jax.linearize(lambda x: field(t0, x), y)
+        y, field, jacobian, unravel = flatten(terms, y0, args)
+        xp = namespace(y)
+        h = xp.asarray(t1 - t0, y.dtype)
+        field0 = cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
+        product = jacobian(t0, y).times
 
         def remainder(c, u):
             return field(t0 + c * (t1 - t0), y + u) - field0 - product(u)
@@ -160,11 +159,11 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
         def space_of(i, vector, allowed):
             return krylov_space(product, vector, h, allowed, solver_state.dims[i], self.max_dim, self.symmetric)
 
-        share = jnp.clip(_SHARE * solver_state.relative_error, float(jnp.finfo(y.dtype).eps) ** _TIGHTEST, _LOOSEST)
+        share = xp.clip(_SHARE * solver_state.relative_error, float(xp.finfo(y.dtype).eps) ** _TIGHTEST, _LOOSEST)
         first = space_of(0, field0, lambda length: share * length)
-        field0 = eqx.error_if(field0, first.skewed, _NOT_SYMMETRIC)
+        field0 = _if_symmetric(field0, first.skewed)
         half, most, whole = (c * h * first.space.phi(c * h)[0] for c in NODES)
-        allowed = share * jnp.linalg.norm(whole)
+        allowed = share * xp.linalg.norm(whole)
         n2 = remainder(0.5, half)
         second = space_of(1, n2, lambda _: allowed)
         at_half, at_most, (_, _, p3, p4) = (second.space.phi(c * h) for c in NODES)
@@ -181,26 +180,48 @@ class KrylovExponential(dfx.AbstractAdaptiveSolver):
         difference = above_rounding(h * (2 * e3 - 12 * e4), rounding)
 
         searches = first, second, third, last
-        size, moved = jnp.linalg.norm(difference), jnp.linalg.norm(u)
-        relative = jnp.where(moved > 0, size / jnp.where(moved > 0, moved, 1), 0)
+        size, moved = xp.linalg.norm(difference), xp.linalg.norm(u)
+        relative = xp.where(moved > 0, size / xp.where(moved > 0, moved, 1), 0)
         residual = sum(search.residual for search in searches)
         # |·|: residual and δ add up, and do not cancel
-        error = jnp.abs(difference) + residual / jnp.sqrt(jnp.asarray(y.size, y.dtype))
+        error = xp.abs(difference) + residual / xp.sqrt(xp.asarray(y.size, y.dtype))
         state = KrylovState(
             field=field1,
-            relative_error=jnp.maximum(relative, _DECAY * solver_state.relative_error),
-            dims=jnp.stack([search.next_dim for search in searches]),
-            num_gradients=jnp.array(4),
-            num_products=sum((search.dim for search in searches), start=jnp.array(4)),
+            relative_error=xp.maximum(relative, _DECAY * solver_state.relative_error),
+            dims=xp.stack([search.next_dim for search in searches]),
+            num_gradients=xp.asarray(4),
+            num_products=sum((search.dim for search in searches), start=xp.asarray(4)),
         )
         return (
             unravel(y + u),
             unravel(error),
-            dict(y0=y0, spaces=(first.space, second.space, third.space)),
+            dict(y0=y0, path=ContinuousExtension(y, h, (first.space, second.space, third.space))),
             state,
             dfx.RESULTS.successful,
         )
 
     def func(self, terms, t0, y0, args):
         """The vector field itself."""
-        return terms.vf(t0, y0, args)
+        return evaluate(terms, t0, y0, args)
+
+    def cost(self, state):
+        """Counted by the state."""
+        return state.num_gradients, state.num_products
+
+    def path(self, t0, t1, dense_info):
+        """Variation of constants."""
+        del t0, t1
+        return dense_info["path"]
+
+    def strained(self, state):
+        """Never: no direction is left out."""
+        return namespace(state.num_products).asarray(False)
+
+
+def _if_symmetric(field0: Float[Array, " P"], skewed: Array) -> Float[Array, " P"]:
+    """The field, unless the Jacobian turned out not to be symmetric."""
+    if not is_host(skewed):
+        return eqx.error_if(field0, skewed, _NOT_SYMMETRIC)
+    if skewed:
+        raise RuntimeError(_NOT_SYMMETRIC)
+    return field0

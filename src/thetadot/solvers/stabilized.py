@@ -49,20 +49,18 @@ Reference:
 """
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import jax.random as jr
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
-from ._vector import above_rounding, flatten, nudge
+from ..arrays import Array, cond, namespace, while_loop
+from ._chebyshev import tables
+from ._vector import above_rounding, evaluate, flatten, nudge, scrambled
+from .base import AbstractFlowSolver
+from .interpolation import PathInterpolation
 
-_DAMPING = 2 / 13
 _SAFETY = 1.2  # of the spectral radius
 _MAX_AGE = 25  # accepted steps that share an estimate of it
 _MAX_ITERATIONS = 50  # of the power method
@@ -70,7 +68,7 @@ _AGREEMENT = 0.01  # of two of its iterates
 _MIXING = 0.1  # of random directions in its start vector
 
 
-class StabilizedState(eqx.Module):
+class StabilizedState(NamedTuple):
     """What the solver carries from step to step."""
 
     field: Float[Array, " P"]  # F at the current point
@@ -83,7 +81,21 @@ class StabilizedState(eqx.Module):
     num_products: Int[Array, ""]  # Jacobian–vector products in it
 
 
-class StabilizedRungeKutta(dfx.AbstractAdaptiveSolver):
+class CubicPath(NamedTuple):
+    """Dense output of order 3: the cubic through both ends with the slopes there."""
+
+    y0: Float[Array, " P"]
+    displacement: Float[Array, " P"]
+    slope0: Float[Array, " P"]  # h F at the start
+    slope1: Float[Array, " P"]  # and at the end
+
+    def __call__(self, x: Float[Array, ""]) -> Float[Array, " P"]:
+        """y₀ + x (1 − x)² h F₀ + x² (3 − 2x) u + x² (x − 1) h F₁ at a share x of the step."""
+        bulge = (3 - 2 * x) * self.displacement + (x - 1) * self.slope1
+        return self.y0 + (x * (1 - x) ** 2 * self.slope0 + x**2 * bulge)
+
+
+class StabilizedRungeKutta(AbstractFlowSolver):
     """Runge–Kutta–Chebyshev method of order 2 with as many stages as stability asks for.
 
     For `diffrax.diffeqsolve` as well: any vector field on a pytree of floating-point arrays whose Jacobian has
@@ -96,7 +108,9 @@ class StabilizedRungeKutta(dfx.AbstractAdaptiveSolver):
     max_stages: int = eqx.field(static=True, default=500)
 
     term_structure: ClassVar = dfx.AbstractTerm
-    interpolation_cls: ClassVar = dfx.ThirdOrderHermitePolynomialInterpolation
+    interpolation_cls: ClassVar = PathInterpolation
+    runs_on_host: ClassVar = True
+    halves: ClassVar = True
 
     def __check_init__(self):
         """Refuses fewer than two stages."""
@@ -116,14 +130,15 @@ class StabilizedRungeKutta(dfx.AbstractAdaptiveSolver):
     def init(self, terms, t0, t1, y0, args):
         """Evaluates the field; the spectral radius is estimated in the first step."""
         del t1
-        y, field, _ = flatten(terms, y0, args)
-        zero, none = jnp.zeros((), y.dtype), jnp.array(0)
+        y, field, _, _ = flatten(terms, y0, args)
+        xp = namespace(y)
+        zero, none = xp.zeros((), y.dtype), xp.asarray(0)
         return StabilizedState(
             field=field(t0, y),
             radius=zero,
             vector=_random_direction(y),
             step=zero,
-            age=jnp.array(_MAX_AGE),
+            age=xp.asarray(_MAX_AGE),
             noise=zero,
             num_gradients=none,
             num_products=none,
@@ -131,45 +146,63 @@ class StabilizedRungeKutta(dfx.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step, with the number of stages that h ρ asks for."""
-        y, field, unravel = flatten(terms, y0, args)
-        h = jnp.asarray(t1 - t0, y.dtype)
-        field0 = jax.lax.cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
+        y, field, jacobian, unravel = flatten(terms, y0, args)
+        xp = namespace(y)
+        h = xp.asarray(t1 - t0, y.dtype)
+        field0 = cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
 
         stale = (h < solver_state.step) | (solver_state.age >= _MAX_AGE) | made_jump
-        _, product = jax.linearize(lambda x: field(t0, x), y)
+        product = jacobian(t0, y).times
         start = solver_state.vector + _MIXING * _random_direction(y)
         radius, vector, num_products = spectral_radius(product, start, solver_state.radius, stale)
         delta = nudge(y)
-        noise = jax.lax.cond(
+        noise = cond(
             stale, lambda: _norm(field(t0, y + delta) - field0 - product(delta)), lambda: solver_state.noise
         )
         bound = _SAFETY * radius
         displacement, num_stages, enough = chebyshev_step(
-            lambda c, u: field(t0 + c.astype(jnp.result_type(t1)) * (t1 - t0), y + u), field0, h, bound, self.max_stages
+            lambda c, u: field(t0 + c * (t1 - t0), y + u), field0, h, bound, self.max_stages
         )
-        field1 = jax.lax.cond(enough, lambda: field(t1, y + displacement), lambda: field0)
+        field1 = cond(enough, lambda: field(t1, y + displacement), lambda: field0)
         error = above_rounding(0.4 * h * (field0 + field1) - 0.8 * displacement, num_stages.astype(y.dtype) * h * noise)
-        error = jnp.where(enough, error, jnp.inf)
+        error = xp.where(enough, error, xp.inf)
 
-        y1 = unravel(y + displacement)
-        dense_info = dict(y0=y0, y1=y1, k0=unravel(h * field0), k1=unravel(h * field1))
-        rise = jnp.linalg.norm(field1 - field0) > bound * jnp.linalg.norm(displacement)
-        age = jnp.where(rise, _MAX_AGE, jnp.where(stale, 1, solver_state.age + 1))
+        dense_info = dict(y0=y0, path=CubicPath(y, displacement, h * field0, h * field1))
+        rise = xp.linalg.norm(field1 - field0) > bound * xp.linalg.norm(displacement)
+        age = xp.where(rise, _MAX_AGE, xp.where(stale, 1, solver_state.age + 1))
         state = StabilizedState(
             field=field1,
             radius=radius,
-            vector=jnp.where(stale, vector, solver_state.vector),
+            vector=xp.where(stale, vector, solver_state.vector),
             step=h,
             age=age,
             noise=noise,
             num_gradients=num_stages,
             num_products=num_products + stale.astype(int),
         )
-        return y1, unravel(error), dense_info, state, dfx.RESULTS.successful
+        return unravel(y + displacement), unravel(error), dense_info, state, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
         """The vector field itself."""
-        return terms.vf(t0, y0, args)
+        return evaluate(terms, t0, y0, args)
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return "StabilizedRungeKutta"
+
+    def cost(self, state):
+        """Counted by the state."""
+        return state.num_gradients, state.num_products
+
+    def path(self, t0, t1, dense_info):
+        """A cubic."""
+        del t0, t1
+        return dense_info["path"]
+
+    def strained(self, state):
+        """Never: curvature costs stages, and no more."""
+        return namespace(state.age).asarray(False)
 
 
 def chebyshev_step(
@@ -187,12 +220,13 @@ def chebyshev_step(
     Returns:
         displacement; number of stages s; whether `max_stages` were enough (if not, nothing is done).
     """
-    stages, limits, starts, rows = _tables(max_stages)
-    index = jnp.sum(~(h * bound <= jnp.asarray(limits, h.dtype)))  # NaN: past the end
+    xp = namespace(field0)
+    stages, limits, starts, rows = tables(max_stages)
+    index = xp.sum(~(h * bound <= xp.asarray(limits, h.dtype)))  # NaN: past the end
     enough = index < len(stages)
-    index = jnp.minimum(index, len(stages) - 1)
-    num_stages = jnp.where(enough, jnp.asarray(stages)[index], 0)
-    start, table = jnp.asarray(starts)[index], jnp.asarray(rows, h.dtype)
+    index = xp.minimum(index, len(stages) - 1)
+    num_stages = xp.where(enough, xp.asarray(stages)[index], 0)
+    start, table = xp.asarray(starts)[index], xp.asarray(rows, h.dtype)
     first, c1 = table[start, 0], table[start, 1]
 
     def stage(carry):
@@ -201,9 +235,9 @@ def chebyshev_step(
         u = mu * last + nu * before + h * (mu_tilde * field(c, last) + gamma_tilde * field0)
         return j + 1, c_next, last, u
 
-    u1 = jnp.where(enough, first * h * field0, 0)
-    carry = jnp.array(2), c1, jnp.zeros_like(field0), u1
-    *_, displacement = jax.lax.while_loop(lambda carry: carry[0] <= num_stages, stage, carry)
+    u1 = xp.where(enough, first * h * field0, 0)
+    carry = xp.asarray(2), c1, xp.zeros_like(field0), u1
+    *_, displacement = while_loop(lambda carry: carry[0] <= num_stages, stage, carry)
     return displacement, num_stages, enough
 
 
@@ -225,73 +259,37 @@ def spectral_radius(
         radius; last iterate, of length one; number of products.
     """
 
+    xp = namespace(start)
+
     def iterate(carry):
         _, radius, vector, count = carry
         image = product(vector)
         size = _norm(image)
-        finite = jnp.isfinite(size)
-        agrees = jnp.abs(size - radius) <= _AGREEMENT * size
-        vector = jnp.where(finite & (size > 0), _scaled(image, size), vector)
-        radius = jnp.where(finite, size, known)
+        finite = xp.isfinite(size)
+        agrees = xp.abs(size - radius) <= _AGREEMENT * size
+        vector = xp.where(finite & (size > 0), _scaled(image, size), vector)
+        radius = xp.where(finite, size, known)
         return finite & ~agrees & (count + 1 < _MAX_ITERATIONS), radius, vector, count + 1
 
     vector = _scaled(start, _norm(start))
-    carry = wanted, jnp.where(wanted, -1, known), vector, jnp.array(0)
-    _, radius, vector, count = jax.lax.while_loop(lambda carry: carry[0], iterate, carry)
+    carry = wanted, xp.where(wanted, -1, known), vector, xp.asarray(0)
+    _, radius, vector, count = while_loop(lambda carry: carry[0], iterate, carry)
     return radius, vector, count
-
-
-@lru_cache
-def _tables(max_stages: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Stage numbers, their stability limits β, where their rows start, and the rows of all, one below the other."""
-    stages = [s for s in range(2, 13) if s <= max_stages]
-    while stages[-1] < max_stages:
-        stages.append(min(max_stages, round(1.08 * stages[-1])))
-    limits, rows = zip(*(chebyshev_coefficients(s) for s in stages), strict=True)
-    starts = np.cumsum([0, *(len(r) for r in rows[:-1])])
-    return np.array(stages), np.array(limits), starts, np.concatenate(rows)
-
-
-def chebyshev_coefficients(s: int) -> tuple[float, np.ndarray]:
-    """β(s) and the rows of RKC2 with s stages: (μ̃₁, c₁, 0, 0, 0), then (μ_j, ν_j, μ̃_j, γ̃_j, c_j) for j = 2, …, s.
-
-    Reference:
-        Sommeijer, Shampine and Verwer (1998), sec. 2.
-    """
-    w0 = 1 + _DAMPING / s**2
-    T, dT, ddT = np.zeros((3, s + 1))  # Chebyshev polynomials and their derivatives at w₀
-    T[:2], dT[:2] = (1, w0), (0, 1)
-    for j in range(2, s + 1):
-        T[j] = 2 * w0 * T[j - 1] - T[j - 2]
-        dT[j] = 2 * T[j - 1] + 2 * w0 * dT[j - 1] - dT[j - 2]
-        ddT[j] = 4 * dT[j - 1] + 2 * w0 * ddT[j - 1] - ddT[j - 2]
-    w1 = dT[s] / ddT[s]
-    b, c = np.zeros((2, s + 1))
-    b[2:] = ddT[2:] / dT[2:] ** 2
-    b[:2] = b[2]
-    a = 1 - b * T
-    c[2:] = w1 * ddT[2:] / dT[2:]
-    c[1] = c[2] / dT[2]
-    rows = np.zeros((s, 5))
-    rows[0, :2] = b[1] * w1, c[1]
-    rows[1:, 0] = 2 * w0 * b[2:] / b[1:-1]
-    rows[1:, 1] = -b[2:] / b[:-2]
-    rows[1:, 2] = 2 * w1 * b[2:] / b[1:-1]
-    rows[1:, 3] = -a[1:-1] * rows[1:, 2]
-    rows[1:, 4] = c[2:]
-    return (w0 + 1) / w1, rows
 
 
 def _norm(vector: Float[Array, " P"]) -> Float[Array, ""]:
     """Euclidean norm that overflows only if the result does."""
-    largest = jnp.max(jnp.abs(vector))
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return scale * jnp.linalg.norm(vector / scale)
+    xp = namespace(vector)
+    largest = xp.max(xp.abs(vector))
+    scale = xp.where((largest > 0) & xp.isfinite(largest), largest, 1)
+    return scale * xp.linalg.norm(vector / scale)
 
 
 def _scaled(vector: Float[Array, " P"], size: Float[Array, ""]) -> Float[Array, " P"]:
-    return vector / jnp.where(size > 0, size, 1)
+    return vector / namespace(vector).where(size > 0, size, 1)
 
 
 def _random_direction(y: Float[Array, " P"]) -> Float[Array, " P"]:
-    return jr.rademacher(jr.key(0), y.shape, y.dtype) / jnp.sqrt(jnp.asarray(y.size, y.dtype))
+    xp = namespace(y)
+    signs = xp.where(scrambled(y, (y.size,), seed=2) < 0, -1, 1)
+    return signs.astype(y.dtype) / xp.sqrt(xp.asarray(y.size, y.dtype))

@@ -18,36 +18,67 @@ A `Check` puts a number predicted beside the number measured; `run_checks` measu
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from thetadot.theory import condensed_directions as condensed_directions
-from thetadot.theory import focus_dilution as focus_dilution
-from thetadot.theory import identity_bridge as identity_bridge
-from thetadot.theory import linear_attention as linear_attention
-from thetadot.theory import margin as margin
-from thetadot.theory import matrix_factorization as matrix_factorization
-from thetadot.theory import multi_stage_loss as multi_stage_loss
-from thetadot.theory import phase_diagram as phase_diagram
-from thetadot.theory import rank_collapse as rank_collapse
-from thetadot.theory import three_layer as three_layer
-from thetadot.theory import trilinear as trilinear
-from thetadot.theory.check import Check as Check
+from thetadot._lazy import OnDemand, on_demand
 
-CHECKS: Mapping[str, tuple[Callable[[], list[Check]], ...]] = {
-    "focus-dilution": focus_dilution.CHECKS,
-    "matrix-factorization": matrix_factorization.CHECKS,
-    "linear-attention": linear_attention.CHECKS,
-    "max-margin": margin.CHECKS,
-    "rank-collapse": (*rank_collapse.CHECKS, *trilinear.CHECKS),
-    "three-layer": (*trilinear.CHECKS, *three_layer.CHECKS),
-    "identity-bridge": identity_bridge.CHECKS,
-    "multi-stage-loss": multi_stage_loss.CHECKS,
-    "condensed-directions": condensed_directions.CHECKS,
-    "phase-diagram": phase_diagram.CHECKS,
+if TYPE_CHECKING:
+    from thetadot.theory import condensed_directions as condensed_directions
+    from thetadot.theory import focus_dilution as focus_dilution
+    from thetadot.theory import identity_bridge as identity_bridge
+    from thetadot.theory import linear_attention as linear_attention
+    from thetadot.theory import margin as margin
+    from thetadot.theory import matrix_factorization as matrix_factorization
+    from thetadot.theory import multi_stage_loss as multi_stage_loss
+    from thetadot.theory import phase_diagram as phase_diagram
+    from thetadot.theory import rank_collapse as rank_collapse
+    from thetadot.theory import three_layer as three_layer
+    from thetadot.theory import trilinear as trilinear
+    from thetadot.theory.check import Check as Check
+else:
+    __getattr__, __dir__ = on_demand(
+        __name__,
+        modules=(
+            "condensed_directions",
+            "focus_dilution",
+            "identity_bridge",
+            "linear_attention",
+            "margin",
+            "matrix_factorization",
+            "multi_stage_loss",
+            "phase_diagram",
+            "rank_collapse",
+            "three_layer",
+            "trilinear",
+        ),
+        names={"check": "Check"},
+    )
+
+_PAPERS = {
+    "focus-dilution": ("focus_dilution",),
+    "matrix-factorization": ("matrix_factorization",),
+    "linear-attention": ("linear_attention",),
+    "max-margin": ("margin",),
+    "rank-collapse": ("rank_collapse", "trilinear"),
+    "three-layer": ("trilinear", "three_layer"),
+    "identity-bridge": ("identity_bridge",),
+    "multi-stage-loss": ("multi_stage_loss",),
+    "condensed-directions": ("condensed_directions",),
+    "phase-diagram": ("phase_diagram",),
 }
+
+
+def _checks_of(name: str) -> "tuple[Callable[[], list[Check]], ...]":
+    modules = (import_module(f"{__name__}.{module}") for module in _PAPERS[name])
+    return tuple(check for module in modules for check in module.CHECKS)
+
+
+CHECKS: "Mapping[str, tuple[Callable[[], list[Check]], ...]]" = OnDemand(_PAPERS, _checks_of)
 """The papers whose claims are checked, by the name that `run_checks` and `thetadot check` take."""
 
 
-def run_checks(name: str) -> list[Check]:
+def run_checks(name: str) -> "list[Check]":
     """Measures every claim of a paper: minutes at most.
 
     Args:
@@ -62,7 +93,7 @@ def run_checks(name: str) -> list[Check]:
     return [check for checks in iterate_checks(name) for check in checks]
 
 
-def iterate_checks(name: str) -> Iterator[list[Check]]:
+def iterate_checks(name: str) -> "Iterator[list[Check]]":
     """As `run_checks`, a few at a time as they are measured."""
     if name not in CHECKS:
         raise ValueError(f"there are no checks called {name!r}: choose among {', '.join(CHECKS)}.")

@@ -109,14 +109,15 @@ def predicted_plateaus(stationary: Float[Array, " d"], transition: Float[Array, 
     with λ > 0, one frequent token and at least two equally frequent others) and `"entropy rate"`. Rank-one saddles of
     asymmetric laws lie between the last ones and have none.
     """
+    law = np.asarray(stationary)  # on the host: three numbers, printed with every run, are not worth a compilation
     plateaus = {
         "uniform": uniform_loss(stationary.shape[0]),
-        "unigram": float(unigram_loss(stationary)),
+        "unigram": float(_host_entropy(law)),
     }
     persistence = _persistence(stationary, transition)
     if persistence is not None and persistence > 0 and stationary.shape[0] > 2 and _is_class_symmetric(stationary):
         plateaus["class bigram"] = float(degenerate_loss(stationary, persistence))
-    plateaus["entropy rate"] = float(entropy_rate(stationary, transition))
+    plateaus["entropy rate"] = float(law @ _host_entropy(np.asarray(transition)))
     return plateaus
 
 
@@ -236,6 +237,11 @@ def _gain(stationary: Float[Array, " d"], transition: Float[Array, "d d"]) -> Sc
 @jax.jit
 def _entropy(p: Float[Array, "*rows d"]) -> Float[Array, "*rows"]:
     return -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1)
+
+
+def _host_entropy(p: Float[np.ndarray, "*rows d"]) -> Float[np.ndarray, "*rows"] | Float[np.generic, ""]:
+    """As `_entropy`, in NumPy."""
+    return -np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0), axis=-1)
 
 
 @jax.jit

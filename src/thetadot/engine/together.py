@@ -13,14 +13,15 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from ..progress import Report
-from .host import Run, one_lapack_thread
+from ..compile import compiled
+from .field import traced
+from .lapack import one_lapack_thread
 from .loop import several_steps
-from .programs import program
+from .run import Run
 
 _CHUNK_STEPS = 32  # tried in every lane between two visits to the host
 _ALONE = 3  # lanes go on one by one when less than the third part of a batch is left of them
@@ -92,15 +93,14 @@ class _Batch:
         runs = [run for slot in slots if (run := self.slots[slot]) is not None]
         for slot in slots:
             self.slots[slot] = None
-        for run in runs:
-            run.state = jax.tree.map(jnp.asarray, run.state)
         return runs
 
     def advance(self) -> list[Run]:
         """One chunk for every lane; takes out and returns those that ended, or must go on alone."""
         budgets = [0 if run is None else min(_CHUNK_STEPS, run.max_steps - run.num_steps) for run in self.slots]
         with _one_at_a_time:
-            out = _several_steps_in_lanes(*self.static, self.arrays, np.array(budgets))
+            program = compiled(_steps_in_lanes, self.static[0].small, loops=True)
+            out = program(*self.static, self.arrays, np.array(budgets))
             state, rows, strained = jax.tree.map(np.array, out)
         flow, problem, _, t1 = self.arrays
         self.arrays = flow, problem, state, t1
@@ -109,7 +109,7 @@ class _Batch:
             run = self.slots[slot]
             assert run is not None
             run.state = _lane(state, slot)
-            run.collect(_lane(rows, slot))
+            run.log.collect(_lane(rows, slot))
             if strained[slot] or not run.unfinished():
                 leaving.append(slot)
         return self.take_out(leaving)
@@ -143,9 +143,6 @@ def _steps_in_lanes(flow, problem, state, t1, arrays: PyTree, budgets) -> tuple:
         # A lane that waits copies its rows in every step: no more of them than a chunk needs.
         capacity = flow.capacity if flow.grid is not None else min(flow.capacity, _CHUNK_STEPS)
         together = dataclasses.replace(flow, lanes=_LANES, capacity=capacity)
-        return several_steps(together, problem, state, t1, budget)
+        return several_steps(together, traced(together, problem), state, t1, budget)
 
     return jax.vmap(one, axis_name=_LANES)(arrays, budgets)
-
-
-_several_steps_in_lanes = program(_steps_in_lanes, loops=True)

@@ -10,16 +10,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import diffrax as dfx
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..provenance import provenance
-from ..solvers import DeflatedExponential, KrylovExponential, describe_solver
-from .host import Run
+from ..solvers import AbstractFlowSolver, DeflatedExponential, KrylovExponential, Policy
+from .field import traced
 from .loop import first_state
+from .run import Run
+from .state import Flow, State
 
 _MADE_BY = ("versions", "commit", "device")  # other ones may take other steps
 
@@ -29,14 +29,14 @@ def checkpoint(run: Run) -> dict[str, np.ndarray]:
     facts = {
         "flow": _digest(run),
         "choices": run.choices,
-        "solver": describe_solver(run.flow.solver),
+        "solver": run.flow.solver.label,
         "rank": getattr(run.flow.solver, "rank", None),
-        "patience": run.patience,
+        "policy": dataclasses.asdict(run.policy),
     }
-    arrays = {"facts": np.array(json.dumps(facts)), "ts": np.concatenate(run.ts) if run.ts else np.zeros(0)}
+    arrays = {"facts": np.array(json.dumps(facts)), "ts": run.log.times()}
     arrays |= {f"state_{i}": np.asarray(leaf) for i, leaf in enumerate(filter(_is_array, jax.tree.leaves(run.state)))}
-    arrays |= {f"row_{i}": rows for i, rows in enumerate(run.series().values())}
-    return arrays | {f"crossing_{i}": np.array(ts) for i, ts in enumerate(run.crossing_ts)}
+    arrays |= {f"row_{i}": rows for i, rows in enumerate(run.log.series().values())}
+    return arrays | {f"crossing_{i}": np.array(ts) for i, ts in enumerate(run.log.crossing_ts)}
 
 
 def resume(run: Run, saved: Mapping[str, np.ndarray]) -> bool:
@@ -47,25 +47,36 @@ def resume(run: Run, saved: Mapping[str, np.ndarray]) -> bool:
     """
     facts = json.loads(str(saved["facts"]))
     solver = _solver_again(run, facts)
-    if facts["flow"] != _digest(run) or describe_solver(solver) != facts["solver"]:
+    if facts["flow"] != _digest(run) or solver.label != facts["solver"]:
         return False
-    flow = dataclasses.replace(run.flow, solver=solver)
-    leaves, structure = jax.tree.flatten(eqx.filter_eval_shape(first_state, flow, run.problem, run.params0, run.t1)[0])
+    policy = Policy(**facts["policy"])
+    flow = dataclasses.replace(run.flow, solver=solver, asks_from=np.asarray(policy.asks_from))
+    leaves, structure = jax.tree.flatten(_state_like(flow, run))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
     for place, name in enumerate(f"state_{i}" for i in range(len(places))):
         expected, found = leaves[places[place]], saved[name]
         if (expected.shape, expected.dtype) != (found.shape, found.dtype):
             return False
-        leaves[places[place]] = jnp.asarray(found)
-    rows = {name: saved[f"row_{i}"] for i, name in enumerate(run.row0)}
-    run.crossing_ts = [saved[f"crossing_{i}"].tolist() for i in range(len(run.crossing_ts))]
-    run.ts, run.rows = ([saved["ts"]], [rows]) if saved["ts"].size else ([], [])
+        leaves[places[place]] = found
+    log = run.log
+    rows = {name: saved[f"row_{i}"] for i, name in enumerate(log.row0)}
+    log.crossing_ts = [saved[f"crossing_{i}"].tolist() for i in range(len(log.crossing_ts))]
+    log.ts, log.rows = ([saved["ts"]], [rows]) if saved["ts"].size else ([], [])
     run.flow, run.state = flow, jax.tree.unflatten(structure, leaves)
-    run.choices, run.patience = facts["choices"], facts["patience"]
+    run.choices, run.policy = facts["choices"], policy
     return True
 
 
-def _solver_again(run: Run, facts: Mapping[str, Any]) -> dfx.AbstractSolver:
+def _state_like(flow: Flow, run: Run) -> State:
+    """Shapes and dtypes of the state of a flow with this solver."""
+
+    def start(flow, problem, y, t1):
+        return first_state(flow, traced(flow, problem), y, t1)[0]
+
+    return eqx.filter_eval_shape(start, flow, run.problem, jax.numpy.asarray(run.params0), jax.numpy.asarray(run.t1))
+
+
+def _solver_again(run: Run, facts: Mapping[str, Any]) -> AbstractFlowSolver:
     """The solver that the run had taken by then."""
     if not run.flow.may_switch:
         return run.flow.solver

@@ -1,0 +1,22 @@
+"""The engine: a request becomes a flow in progress, and its steps are taken by the host or by a compiled loop.
+
+    request -> run -> tiers -> loop -> step -> accept
+                |                       |
+               log                    record
+
+`docs/architecture.md` says who calls whom.
+"""
+
+from .checkpoints import checkpoint as checkpoint
+from .checkpoints import resume as resume
+from .loop import on_one_core as on_one_core
+from .request import STANDING as STANDING
+from .request import Request as Request
+from .request import check_rtol as check_rtol
+from .run import Run as Run
+from .stats import stats as stats
+from .status import Outcome as Outcome
+from .status import verdict as verdict
+from .tiers import compiled_at_once as compiled_at_once
+from .tiers import one_call as one_call
+from .together import drive_together as drive_together

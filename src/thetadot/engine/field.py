@@ -1,0 +1,161 @@
+"""The field θ̇ = −∇L on vectors, with all that is measured at a point: traced inside a loop, or called on the host.
+
+The two kinds answer the same questions. What the host calls is compiled on its own, value with gradient, products with
+the Hessian and observables, in the way that takes the compiler the least time: this is all that a first flow waits for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from ..arrays import Array, each
+from ..compile import quick
+from ..problem import Observable, Problem
+from ..solvers._vector import Jacobian
+from .layout import Layout
+from .state import Flow
+
+_ROWS = 16  # vectors that one call multiplies with the Hessian, at most
+
+
+class Measured(NamedTuple):
+    """What the user watches at a point."""
+
+    observables: dict[str, Array]
+    invariants: tuple[Array, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TracedField:
+    """The field inside a program that is being traced."""
+
+    problem: Problem
+    layout: Layout = field(metadata={"static": True})
+    observables: tuple[tuple[str, Observable], ...] = field(metadata={"static": True})
+
+    def value_and_grad(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"]]:
+        """(L, ∇L)."""
+        loss, grad = self.problem.value_and_grad(self.layout.unravel(y))
+        return loss.astype(y.dtype), self.layout.ravel(grad)
+
+    def values_and_grads(self, points: Float[Array, "K P"]) -> tuple[Float[Array, " K"], Float[Array, "K P"]]:
+        """The same at several points."""
+        return jax.vmap(self.value_and_grad)(points)
+
+    def velocity(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
+        """−∇L."""
+        return -self.layout.ravel(self.problem.grad(self.layout.unravel(y)))
+
+    def measure(self, y: Float[Array, " P"]) -> Measured:
+        """Observables and invariants."""
+        return _measured(self.layout, self.observables, self.problem, y)
+
+
+class HostField:
+    """The field on NumPy vectors, by a few compiled functions."""
+
+    def __init__(self, flow: Flow, problem: Problem):
+        kind = problem.loss_fn, problem.conserved, flow.layout, flow.observables, flow.small
+        self._programs, self._data = _programs(*kind), problem.data
+        self._watches = bool(flow.observables or problem.conserved)
+        self._last: tuple[np.ndarray, Measured] | None = None
+        self._block: np.ndarray | None = None
+        self.num_calls = 0  # of compiled functions
+
+    def value_and_grad(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"]]:
+        """(L, ∇L)."""
+        self.num_calls += 1
+        both = np.asarray(self._programs.value_and_grad(self._data, y))
+        return both[0], both[1:]
+
+    def values_and_grads(self, points: Float[Array, "K P"]) -> tuple[Float[Array, " K"], Float[Array, "K P"]]:
+        """The same at several points."""
+        return each(self.value_and_grad)(points)
+
+    def velocity(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
+        """−∇L."""
+        return -self.value_and_grad(y)[1]
+
+    def jacobian(self, y: Float[Array, " P"]) -> Jacobian:
+        """−∇²L at y, as products."""
+        return Jacobian(
+            lambda vector: self._products(y, vector[None])[0], lambda block: self._products(y, block.T).T
+        )
+
+    def measure(self, y: Float[Array, " P"]) -> Measured:
+        """Observables and invariants; asked twice in a row for a point, it answers from memory."""
+        if not self._watches:
+            return Measured({}, ())
+        if self._last is None or not np.array_equal(self._last[0], y):
+            self.num_calls += 1
+            self._last = y.copy(), jax.tree.map(np.asarray, self._programs.measure(self._data, y))
+        return self._last[1]
+
+    def _products(self, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        if self._block is None:
+            self._block = np.zeros((_ROWS, y.size), y.dtype)
+        images = []
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            self._block[: len(some)] = some
+            self.num_calls += 1
+            image = self._programs.products(self._data, y, self._block, len(some))
+            images.append(np.asarray(image)[: len(some)])
+        return images[0] if len(images) == 1 else np.concatenate(images)
+
+
+class _Programs(NamedTuple):
+    value_and_grad: Callable  # (data, y) -> L and ∇L in one vector
+    products: Callable  # (data, y, rows, number of rows) -> −∇²L times each row
+    measure: Callable  # (data, y) -> Measured
+
+
+@lru_cache(maxsize=128)
+def _programs(loss_fn, conserved, layout: Layout, observables, small: bool) -> _Programs:
+    """Compiled once for every loss and layout."""
+    compiler = quick if small else jax.jit
+
+    def problem(data: PyTree) -> Problem:
+        return Problem(loss_fn, data, dict(conserved))
+
+    def value_and_grad(data, y):
+        loss, grad = TracedField(problem(data), layout, observables).value_and_grad(y)
+        return jnp.concatenate([loss[None], grad])
+
+    def products(data, y, rows, count):
+        _, times = jax.linearize(TracedField(problem(data), layout, observables).velocity, y)
+        body = lambda i, images: images.at[i].set(times(rows[i]))  # noqa: E731
+        return jax.lax.fori_loop(0, count, body, jnp.zeros_like(rows))
+
+    def measure(data, y):
+        return _measured(layout, observables, problem(data), y)
+
+    return _Programs(compiler(value_and_grad), compiler(products), compiler(measure))
+
+
+def _measured(layout: Layout, observables: tuple, problem: Problem, y: Float[Array, " P"]) -> Measured:
+    params = layout.unravel(y)
+    watched = {name: jnp.asarray(fn(params, problem.data)) for name, fn in observables}
+    return Measured(watched, tuple(jnp.asarray(fn(params, problem.data)) for _, fn in problem.conserved))
+
+
+def traced(flow: Flow, problem: Problem) -> TracedField:
+    """The field of a flow that is being compiled."""
+    return TracedField(problem, flow.layout, flow.observables)
+
+
+def _vector_field(t: Any, y: Float[Array, " P"], field: TracedField) -> Float[Array, " P"]:
+    del t
+    return field.velocity(y)
+
+
+TERM = dfx.ODETerm(_vector_field)
+"""The term that every solver is called with, whose `args` are the field."""

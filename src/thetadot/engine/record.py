@@ -1,0 +1,114 @@
+"""Rows and crossings: what a step leaves behind."""
+
+import math
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Bool, Float
+
+from ..arrays import Array, cond, namespace, put, while_loop
+from .field import HostField, TracedField
+from .state import Flow, Rows, State
+
+Field = TracedField | HostField
+
+# Where a step is looked at, as shares of it: the Gauss–Lobatto points, and more of them where a crossing watches an
+# observable of the user's, which may cross twice in a long step. The loss and the dissipation cannot.
+LOBATTO = (0.0, (1 - 1 / math.sqrt(5)) / 2, (1 + 1 / math.sqrt(5)) / 2, 1.0)
+_DENSE = tuple(sorted({*LOBATTO, *(i / 12 for i in range(1, 12))}))
+_STEPS_WITH_EVENTS = 16  # full of crossings, that a chunk has room for
+
+
+def knots(flow: Flow) -> tuple[float, ...]:
+    """The points of a step between which crossings are sought."""
+    return LOBATTO if set(flow.crossing_names) <= {"loss", "dissipation"} else _DENSE
+
+
+def events_a_step(flow: Flow) -> int:
+    """The most crossings that one step can have."""
+    return (len(knots(flow)) - 1) * len(flow.crossing_names)
+
+
+def observe(flow: Flow, field: Field, y, loss, grad, dissipation) -> dict[str, Array]:
+    """One row: the standing series and the user's observables."""
+    xp = namespace(loss)
+    row = {"loss": loss, "grad_norm": xp.sqrt(xp.vdot(grad, grad)), "dissipation": dissipation}
+    return row | field.measure(y).observables if flow.observables else row
+
+
+def at_levels(flow: Flow, field: Field, y, loss, grad, dissipation) -> Float[Array, " C"]:
+    """The observables that crossings watch, minus their levels."""
+    xp = namespace(loss)
+    if not flow.crossing_names:
+        return xp.zeros(0, flow.levels.dtype)
+    if set(flow.crossing_names) == {"loss"}:
+        return loss - flow.levels
+    row = {"loss": loss, "grad_norm": xp.sqrt(xp.vdot(grad, grad)), "dissipation": dissipation}
+    if not set(flow.crossing_names) <= set(row):
+        row |= field.measure(y).observables
+    return xp.stack([xp.asarray(row[name], flow.levels.dtype) for name in flow.crossing_names]) - flow.levels
+
+
+def empty_rows(flow: Flow, like: State) -> Rows:
+    """Room for what a chunk will record."""
+    xp = namespace(like.t)
+    series = {name: xp.zeros((flow.capacity, *shape), dtype) for name, shape, dtype in flow.row}
+    zero, ts = xp.asarray(0), xp.zeros(flow.capacity, like.t.dtype)
+    room = _STEPS_WITH_EVENTS * events_a_step(flow)
+    return Rows(series, ts, zero, xp.zeros(room, int), xp.zeros(room, like.t.dtype), zero)
+
+
+def in_any_lane(flow: Flow, wanted: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether `wanted` holds, in any lane where several run together: a branch on it stays a branch under `vmap`."""
+    return wanted if flow.lanes is None else jax.lax.pmax(wanted.astype(int), flow.lanes) > 0
+
+
+def record(flow: Flow, field: Field, state: State, rows: Rows, t0, t1, at: Callable, dissipated: Callable, sound):
+    """Appends the end of the step, or the save times it passed; nothing if the step is not sound."""
+    xp = namespace(state.t)
+    if flow.grid is None:
+        row = observe(flow, field, state.y, state.loss, state.grad, state.dissipation)
+        return state, _append(rows, state.t, row, sound)
+    # Ends with a time that is never reached: without it XLA computes the row of a single one in every step.
+    grid = xp.asarray(flow.grid)
+
+    def pending(carry):
+        saved, _ = carry
+        return sound & (grid[saved] <= state.t)
+
+    def save(carry):
+        saved, rows = carry
+        x = xp.asarray((grid[saved] - t0) / (t1 - t0), state.loss.dtype)
+        y, loss, grad = at(x)
+        return saved + 1, _append(rows, grid[saved], observe(flow, field, y, loss, grad, dissipated(x)), sound)
+
+    saved, rows = while_loop(pending, save, (state.saved, rows))
+    return state._replace(saved=saved), rows
+
+
+def record_crossings(flow: Flow, rows: Rows, t0, t1, roots: Float[Array, "I C"]) -> Rows:
+    """Appends the crossings of a step, earliest first, if there are any."""
+    if roots.size == 0:
+        return rows
+    xp = namespace(roots)
+
+    def append():
+        times = roots.ravel()
+        order = xp.argsort(times)
+        # Slots beyond the end are dropped: those of the crossings that did not happen.
+        slots = xp.where(xp.isfinite(times[order]), rows.num_crossings + xp.arange(times.size), rows.crossing.size)
+        ts = t0 + xp.asarray(times[order], t0.dtype) * (t1 - t0)
+        crossing, crossing_ts = put(rows.crossing, slots, order % roots.shape[1]), put(rows.crossing_ts, slots, ts)
+        return crossing, crossing_ts, rows.num_crossings + xp.sum(xp.isfinite(times))
+
+    crossed = in_any_lane(flow, xp.any(xp.isfinite(roots)))
+    now = cond(crossed, append, lambda: (rows.crossing, rows.crossing_ts, rows.num_crossings))
+    return rows._replace(crossing=now[0], crossing_ts=now[1], num_crossings=now[2])
+
+
+def _append(rows: Rows, t, row: dict[str, Array], sound: Bool[Array, ""]) -> Rows:
+    """Writes the next row; one of a step that is not sound falls off the end."""
+    xp = namespace(t)
+    slot = xp.where(sound, rows.count, rows.ts.size)
+    series = {name: put(rows.series[name], slot, row[name]) for name in row}
+    return rows._replace(series=series, ts=put(rows.ts, slot, t), count=rows.count + xp.asarray(sound, int))

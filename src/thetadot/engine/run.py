@@ -1,0 +1,182 @@
+"""A flow in progress: drives the steps of whoever takes them, and changes the solver where that pays."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ..problem import Problem
+from ..progress import Report
+from ..solvers import (
+    AbstractFlowSolver,
+    DeflatedExponential,
+    KrylovExponential,
+    Policy,
+    better_rank,
+    curvatures,
+    is_worth_a_race,
+)
+from .lapack import one_lapack_thread
+from .log import Log
+from .record import observe
+from .state import Flow
+from .status import Outcome
+from .tiers import Tiers
+
+_CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
+_SHORT_CHUNK = 32  # where the flow may be left at any time
+_TRIAL_STEPS = 32  # for each method in a race
+_GAIN = 2.0  # of the other method, that makes it the better one
+
+
+class Run:
+    """A flow in progress. After `begin`, `drive` runs it to its outcome and leaves all it recorded on the host.
+
+    Args:
+        flow: its fixed settings.
+        problem: the loss and its data.
+        params0: θ(0), as a vector.
+        t1: where to end.
+        max_steps: steps tried before giving up.
+    """
+
+    def __init__(self, flow: Flow, problem: Problem, params0: np.ndarray, t1: float, max_steps: int):
+        self.flow, self.problem, self.params0, self.max_steps = flow, problem, params0, max_steps
+        self.t1 = np.asarray(t1, flow.levels.dtype)
+        self.tiers = Tiers(problem)
+        self.policy = Policy(flow.may_switch)
+        self.wanted: tuple[int, ...] | None = None  # crossings: the flow is left once each has been found
+        self.choices = [f"t = 0: {flow.solver.label}, {'to begin with' if flow.may_switch else 'as asked'}"]
+
+    def begin(self) -> None:
+        """Evaluates the loss at the start and sets the solver up."""
+        flow = self.flow
+        with one_lapack_thread():
+            self.state, row0 = self.tiers.start(flow, self.params0, self.t1)
+        self.log = Log({name: np.asarray(x) for name, x in row0.items()}, len(flow.crossing_names))
+        if flow.grid is None or (flow.grid.size > 0 and float(flow.grid[0]) == 0):
+            self.log.append(np.zeros(1), {name: x[None] for name, x in self.log.row0.items()})
+            self.state = self.state._replace(saved=np.asarray(1))
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the flow ended, or RUNNING."""
+        return Outcome(int(self.state.outcome))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps tried so far."""
+        return int(self.state.num_steps)
+
+    @property
+    def params1(self) -> PyTree:
+        """The parameters where the flow is."""
+        return self.flow.layout.unravel(np.asarray(self.state.y))
+
+    def drive(self, show: Callable[[Report], None] | None = None) -> None:
+        """Runs chunk after chunk until the flow has an outcome or its steps are used up."""
+        began = time.perf_counter()
+        with one_lapack_thread():
+            while self.unfinished():
+                strained = self._advance(self._chunk(bool(show)))
+                if show:
+                    show(self._report(time.perf_counter() - began))
+                if strained and not self.satisfied():
+                    self._relieve()
+        if self.outcome == Outcome.RESTED:
+            self._rest()
+
+    def unfinished(self) -> bool:
+        """Whether there is more to do."""
+        return self.num_steps < self.max_steps and self.outcome == Outcome.RUNNING and not self.satisfied()
+
+    def satisfied(self) -> bool:
+        """Whether every crossing that is wanted has been found, and nothing else is wanted."""
+        return self.wanted is not None and all(self.log.crossing_ts[i] for i in self.wanted)
+
+    def _chunk(self, shown: bool) -> int:
+        """Steps until the next visit to the host."""
+        if self.wanted is not None:
+            return _SHORT_CHUNK
+        return _CHUNK_STEPS if shown else self.max_steps
+
+    def _advance(self, num_steps: int) -> bool:
+        """Tries up to `num_steps` steps and collects their rows; returns whether the solver is strained."""
+        budget = min(num_steps, self.max_steps - self.num_steps)
+        self.state, rows, strained = self.tiers.advance(self.flow, self.state, self.t1, budget)
+        self.log.collect(rows)
+        return bool(strained)
+
+    def _relieve(self) -> None:
+        """Measures the outlying curvature and takes the rank, or the method, that it asks for."""
+        solver = self.flow.solver
+        assert isinstance(solver, DeflatedExponential)  # no other solver is ever strained
+        y = np.asarray(self.state.y)
+        with np.errstate(all="ignore"):
+            spectrum = curvatures(self.tiers.field(self.flow).jacobian(y).times, y)
+        rank = better_rank(solver.rank, spectrum, y.size)
+        held = (
+            f"|λ_{solver.rank + 1}| = {spectrum[min(solver.rank, spectrum.size - 1)]:.2g} of the Hessian held its steps"
+        )
+        if rank != solver.rank:
+            larger, solver_state = solver.widened(_on_host(self.state.solver_state), rank)
+            beyond = spectrum[rank] if rank < spectrum.size else 0.0
+            self._use(larger, f"{held}, and there is no more than {beyond:.1g} beyond {rank} directions")
+            self.state = self.state._replace(solver_state=solver_state)
+        elif is_worth_a_race(float(self.t1) - float(self.state.t), float(self.state.t_next - self.state.t)):
+            self._race(held)
+        else:
+            self._follow(self.policy.refused(self.num_steps))
+
+    def _race(self, held: str) -> None:
+        """Goes on for some steps with either method, and then with the one that got farther for its work."""
+        deflated, policy = self.flow.solver, self.policy
+        self._follow(policy.refused(self.num_steps))
+        speed = self._speed()
+        self._use(KrylovExponential(), f"{held} and no larger rank pays: on trial")
+        self.state = self.tiers.restart(self.flow, self.state)
+        gain = self._speed() / max(speed, 1e-300)
+        if gain < _GAIN and self.unfinished():
+            self._use(deflated, f"KrylovExponential went only {gain:.2g} times as far for its work")
+            self.state = self.tiers.restart(self.flow, self.state)
+            self._follow(policy.refused(self.num_steps))
+
+    def _speed(self) -> float:
+        """Time covered in the next few steps per gradient, a product counted as two."""
+
+        def work(state):
+            return int(state.num_gradients) + 2 * int(state.num_products)
+
+        t, before = float(self.state.t), work(self.state)
+        if self.unfinished():
+            self._advance(_TRIAL_STEPS)
+        return (float(self.state.t) - t) / max(work(self.state) - before, 1)
+
+    def _use(self, solver: AbstractFlowSolver, why: str) -> None:
+        self.flow = dataclasses.replace(self.flow, solver=solver)
+        self._follow(self.policy.switched())
+        self.choices.append(f"t = {float(self.state.t):.6g}: {solver.label}, since {why}")
+
+    def _follow(self, policy: Policy) -> None:
+        self.policy, self.flow = policy, dataclasses.replace(self.flow, asks_from=np.asarray(policy.asks_from))
+
+    def _rest(self) -> None:
+        """A flow that has converged stays where it is: at `t1`, and at the save times still to come."""
+        grid = self.flow.grid
+        left = self.t1[None] if grid is None else grid[int(self.state.saved) :]
+        s = _on_host(self.state)
+        row = observe(self.flow, self.tiers.field(self.flow), s.y, s.loss, s.grad, s.dissipation)
+        self.log.hold(left[np.isfinite(left)], {name: np.asarray(x) for name, x in row.items()})
+
+    def _report(self, elapsed: float) -> Report:
+        state, speed = self.state, self.num_steps / max(elapsed, 1e-9)
+        chunks = tuple((ts, rows["loss"]) for ts, rows in zip(self.log.ts, self.log.rows, strict=True))
+        grad_norm = float(np.linalg.norm(np.asarray(state.grad)))
+        return Report(float(state.t), float(self.t1), float(state.loss), grad_norm, self.num_steps, speed, chunks)
+
+
+def _on_host(tree: PyTree) -> PyTree:
+    return jax.tree.map(np.asarray, tree)

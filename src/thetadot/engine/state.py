@@ -1,0 +1,78 @@
+"""What a flow is made of while it runs: its fixed settings, its state between two steps, and what it recorded."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Float, Int, PyTree
+
+from ..arrays import Array
+from ..problem import Observable
+from ..solvers import AbstractFlowSolver, DisplacementController
+from .layout import Layout
+
+
+_static: Any = partial(field, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Flow:
+    """What stays fixed while a flow runs. Static parts decide what is compiled; arrays do not."""
+
+    solver: AbstractFlowSolver
+    controller: DisplacementController
+    layout: Layout = _static()  # of the parameters in the vector y
+    observables: tuple[tuple[str, Observable], ...] = _static()
+    row: tuple[tuple[str, tuple[int, ...], str], ...] = _static()  # name, shape and dtype of each series
+    crossing_names: tuple[str, ...] = _static()  # the observable of each crossing
+    levels: Float[Array, " C"]
+    directions: Int[Array, " C"]
+    stop: int | None = _static()  # index of the crossing that ends the flow
+    grid: Float[Array, " G"] | None  # save times and then infinity, or None for the accepted steps
+    asks_from: Int[Array, ""]  # steps tried, from which the loop is left when the solver is strained
+    may_switch: bool = _static()  # whether it is left for that at all
+    capacity: int = _static()  # rows a chunk can hold
+    small: bool = _static()  # of arrays so small that their kernels need no care
+    lanes: str | None = _static(default=None)  # the axis of `vmap`, where flows run under one
+
+
+class State(NamedTuple):
+    """A flow between two steps."""
+
+    t: Float[Array, ""]
+    t_next: Float[Array, ""]  # where the controller wants the next step to end
+    y: Float[Array, " P"]  # the parameters
+    loss: Float[Array, ""]
+    grad: Float[Array, " P"]
+    dissipation: Float[Array, ""]
+    at_levels: Float[Array, " C"]  # crossing observables minus levels
+    solver_state: PyTree
+    controller_state: PyTree
+    invariants0: tuple[Array, ...]
+    drift: tuple[Float[Array, ""], ...]
+    saved: Int[Array, ""]  # save times passed
+    resting: Int[Array, ""]  # steps in a row that moved by rounding only
+    crawling: Int[Array, ""]  # attempts in a row that were hardly longer than the resolution of t
+    num_accepted: Int[Array, ""]
+    num_rejected: Int[Array, ""]
+    num_gradients: Int[Array, ""]  # as far as the solver counts them
+    num_products: Int[Array, ""]  # Hessian–vector products
+    outcome: Int[Array, ""]
+
+    @property
+    def num_steps(self) -> Int[Array, ""]:
+        """Steps tried so far."""
+        return self.num_accepted + self.num_rejected
+
+
+class Rows(NamedTuple):
+    """What a chunk recorded."""
+
+    series: dict[str, Array]
+    ts: Float[Array, " R"]
+    count: Int[Array, ""]
+    crossing: Int[Array, " E"]
+    crossing_ts: Float[Array, " E"]
+    num_crossings: Int[Array, ""]

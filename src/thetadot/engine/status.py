@@ -1,0 +1,68 @@
+"""How a flow can end, and the sentences that say so."""
+
+import enum
+
+_OVERFLOW = 1e60  # size of parameters that no flow with a finite blow-up time has at its last step
+
+
+class Outcome(enum.IntEnum):
+    """Why the loop ended."""
+
+    RUNNING = 0
+    REACHED = 1  # t1
+    STOPPED = 2  # at the crossing named by `stop`
+    RESTED = 3  # converged to rounding before t1
+    UNDERFLOW = 4  # t + dt == t, or hardly more for ever
+
+
+def verdict(
+    outcome: Outcome,
+    t: float,
+    *,
+    stop: str | None,
+    satisfied: bool,
+    max_steps: int,
+    solver: str,
+    sizes: tuple[float, float],
+    speeds: tuple[float, float],
+) -> tuple[str, str]:
+    """(status, sentence) of a flow that has ended.
+
+    Args:
+        outcome: how the loop ended; RUNNING if it was left.
+        t: where.
+        stop: the name of the crossing that was to end it.
+        satisfied: whether all crossings that were wanted have been found.
+        max_steps: how many steps could be tried.
+        solver: the label of the solver in use.
+        sizes: largest |θ| at the start and at the end.
+        speeds: ‖∇L‖ at the start and at the end.
+    """
+    match outcome:
+        case Outcome.REACHED:
+            return "done", f"Reached t1 = {t:g}."
+        case Outcome.STOPPED:
+            return "stopped", f"Stopped at the crossing {stop!r}, t = {t:.9g}."
+        case Outcome.RESTED:
+            return "done", f"Converged: from t = {t:.6g} on the parameters move by rounding only; held until t1."
+        case Outcome.RUNNING if satisfied:
+            return "stopped", f"Left at t = {t:.6g}, after the first crossing of each level that was wanted."
+        case Outcome.RUNNING:
+            return "step limit", (
+                f"Ended by `max_steps` = {max_steps} at t = {t:.6g}: raise it, loosen `rtol`, or try another "
+                f"solver than {solver}."
+            )
+    if sizes[1] > _OVERFLOW:
+        return "blew up", (
+            f"Overflowed at t = {t:.6g}: the parameters grow beyond floating point, exponentially or faster, and have "
+            f"reached {sizes[1]:.1e}."
+        )
+    if sizes[1] > 10 * sizes[0] and speeds[1] > 1e4 * speeds[0]:  # both by orders of magnitude: no wall
+        return "blew up", (
+            f"Blew up: the parameters leave every bound at T* ≈ {t:.10g}; t1 lies beyond it. `blow_up` measures "
+            "T* with its error, how fast, and in which direction."
+        )
+    return "failed", (
+        f"Failed at t = {t:.6g}: no step is small enough. The loss or its gradient is probably not finite, or not "
+        "smooth, just beyond this point."
+    )

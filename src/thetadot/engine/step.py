@@ -1,0 +1,166 @@
+"""One step: attempt, look inside, accept or reject. Written over `thetadot.arrays`: the loop compiles it, the host runs it.
+
+Within each accepted step the dense output is evaluated at the two inner Gauss–Lobatto points: for the dissipation
+∫‖∇L‖² dt (order 6), and so that two crossings in one step are seen.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import numpy as np
+from jaxtyping import Bool, Float
+
+from ..arrays import Array, cond, each, namespace, side_by_side
+from ..crossings import locate, sign_changes
+from ..solvers import few_steps_left
+from .accept import STEPS_AT_REST, crawling, is_sound, resting, retried, unless_sound
+from .field import TERM, HostField, TracedField
+from .record import LOBATTO, at_levels, in_any_lane, knots, record, record_crossings
+from .state import Flow, Rows, State
+from .status import Outcome
+
+Field = TracedField | HostField
+
+# ∫₀ˣ of the cubic through values at the knots = (x, x², x³, x⁴) · _ANTIDERIVATIVE · values; at x = 1 these are the
+# Gauss–Lobatto weights 1/12, 5/12, 5/12, 1/12.
+_ANTIDERIVATIVE = np.linalg.inv(np.vander(LOBATTO, increasing=True)) / np.arange(1, 5)[:, None]
+
+_GRADIENTS_INSIDE = 3  # of an accepted step: at the two inner points and at its end
+
+
+class _Step(NamedTuple):
+    t0: Array
+    t1: Array
+    t_next: Array
+    y1: Array
+    dense_info: Any
+    solver_state: Any
+    controller_state: Any
+
+
+def attempt(flow: Flow, field: Field, state: State, rows: Rows, t1: Array) -> tuple[State, Rows]:
+    """One attempted step."""
+    xp = namespace(state.t)
+    t_end = xp.minimum(state.t_next, t1)
+    y1, error, dense_info, solver_state, result = flow.solver.step(
+        TERM, state.t, t_end, state.y, field, state.solver_state, xp.asarray(False)
+    )
+    order = float(flow.solver.error_order(TERM))
+    keep, _, t_next, _, controller_state, _ = flow.controller.adapt_step_size(
+        state.t, t_end, state.y, y1, field, error, order, state.controller_state
+    )
+    gradients, products = flow.solver.cost(solver_state) or (0, 0)
+    state = state._replace(
+        num_gradients=state.num_gradients + gradients, num_products=state.num_products + products
+    )
+    step = _Step(state.t, t_end, t_next, y1, dense_info, solver_state, controller_state)
+    succeeded = True if result is dfx.RESULTS.successful else result == dfx.RESULTS.successful
+    state, rows = cond(
+        keep & succeeded,
+        lambda: _accept(flow, field, state, rows, step, t1),
+        lambda: (retried(flow, state, t_end, t_next, keep), rows),
+    )
+    count, stuck = crawling(state)
+    outcome = xp.where(stuck & (state.outcome == int(Outcome.RUNNING)), int(Outcome.UNDERFLOW), state.outcome)
+    return state._replace(outcome=outcome, crawling=count), rows
+
+
+def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1: Array) -> tuple[State, Rows]:
+    """Looks inside the step, then moves the state to its end, or to the crossing that stops the flow."""
+    xp = namespace(state.t)
+    path = flow.solver.path(step.t0, step.t1, step.dense_info)
+    shares = xp.asarray(LOBATTO[1:], state.loss.dtype)
+
+    def at(x):
+        y = path(x)
+        return y, *field.value_and_grad(y)
+
+    points = xp.concatenate([each(path)(shares[:2]), step.y1[None]])
+    losses, grads = field.values_and_grads(points)
+    speeds = xp.concatenate([xp.vdot(state.grad, state.grad)[None], side_by_side(lambda g: xp.vdot(g, g))(grads)])
+
+    def dissipated(x):
+        powers = x ** xp.arange(1, 5, dtype=x.dtype)
+        h = xp.asarray(step.t1 - step.t0, x.dtype)
+        return state.dissipation + h * (powers @ xp.asarray(_ANTIDERIVATIVE, x.dtype) @ speeds)
+
+    def watched(x):
+        return at_levels(flow, field, *at(x), dissipated(x))
+
+    end = shares[2]
+    known = side_by_side(partial(at_levels, flow, field))(points, losses, grads, side_by_side(dissipated)(shares))
+    roots = _roots(flow, watched, state.at_levels, known)
+    x_end, stopped = end, xp.asarray(False)
+    if flow.stop is not None:
+        x_end = xp.minimum(xp.min(roots[:, flow.stop]), end)
+        roots = xp.where(roots <= x_end, roots, xp.inf)
+        stopped = xp.any(xp.isfinite(roots[:, flow.stop]))
+    t_end = xp.where(stopped, step.t0 + xp.asarray(x_end, step.t0.dtype) * (step.t1 - step.t0), step.t1)
+    y, loss, grad = step.y1, losses[2], grads[2]
+    if flow.stop is not None:
+        y, loss, grad = cond(stopped, lambda: at(x_end), lambda: (step.y1, losses[2], grads[2]))
+
+    count = resting(state, y, grad)
+    outcome = xp.where(count >= STEPS_AT_REST, int(Outcome.RESTED), int(Outcome.RUNNING))
+    outcome = xp.where(t_end >= t1, int(Outcome.REACHED), outcome)
+    moved = state._replace(
+        t=t_end,
+        t_next=step.t_next,
+        y=y,
+        loss=loss,
+        grad=grad,
+        dissipation=dissipated(x_end),
+        at_levels=known[2],
+        solver_state=step.solver_state,
+        controller_state=step.controller_state,
+        drift=_drift(field, state, y),
+        resting=count,
+        num_accepted=state.num_accepted + 1,
+        num_gradients=state.num_gradients + _GRADIENTS_INSIDE,
+        outcome=xp.where(stopped, int(Outcome.STOPPED), outcome),
+    )
+    sound = is_sound(state, moved, losses[:2])
+    moved, rows = record(flow, field, moved, rows, step.t0, step.t1, at, dissipated, sound)
+    roots = xp.where(sound, roots, xp.inf)
+    rows = record_crossings(flow, rows, step.t0, step.t1, roots)
+    return unless_sound(sound, state, moved, step.t1), rows
+
+
+def _roots(flow: Flow, watched: Callable, before: Array, known: Array) -> Float[Array, "I C"]:
+    """Crossings in the step, as x in [0, 1]; the root finder runs only in steps that have one.
+
+    `before` are the watched values at the start of the step, `known` those at the other Gauss–Lobatto points.
+    """
+    xp = namespace(before)
+    points = xp.asarray(knots(flow), before.dtype)
+    none = xp.full((points.size - 1, before.size), xp.inf, before.dtype)
+    if not flow.crossing_names:
+        return none
+    if knots(flow) != LOBATTO:
+        known = xp.concatenate([side_by_side(watched)(points[1:-1]), known[-1:]])
+    at_knots = xp.concatenate([before[None], known])
+    crossed = xp.any(sign_changes(at_knots[:-1], at_knots[1:], xp.broadcast_to(flow.directions, none.shape)))
+    found = partial(locate, watched, points, at_knots, flow.directions)
+    return cond(in_any_lane(flow, crossed), found, lambda: none)
+
+
+def _drift(field: Field, state: State, y: Float[Array, " P"]) -> tuple[Float[Array, ""], ...]:
+    """Largest ‖C(t) − C(0)‖ so far of each invariant."""
+    if not state.drift:
+        return ()
+    xp, now = namespace(y), field.measure(y).invariants
+    return tuple(
+        xp.maximum(old, xp.sqrt(xp.sum((c - c0) ** 2)))
+        for old, c, c0 in zip(state.drift, now, state.invariants0, strict=True)
+    )
+
+
+def is_strained(flow: Flow, state: State, t1: Array) -> Bool[Array, ""]:
+    """Whether the solver is held by curvature that it does not treat exactly, and something may be done about it."""
+    if not flow.may_switch:
+        return namespace(state.t).asarray(False)
+    asked = state.num_steps >= flow.asks_from
+    far = ~few_steps_left(t1 - state.t, state.t_next - state.t)
+    return asked & far & flow.solver.strained(state.solver_state)

@@ -1,0 +1,146 @@
+"""Which solver: by name, or by what "auto" measures on the way."""
+
+import dataclasses
+from collections.abc import Callable
+
+import diffrax as dfx
+import numpy as np
+from jaxtyping import Float
+
+from ..arrays import Array, fori_loop, namespace, put
+from ._vector import scrambled
+from .base import AbstractFlowSolver, fitted
+from .deflated import DeflatedExponential
+from .krylov import KrylovExponential
+from .stabilized import StabilizedRungeKutta
+
+SOLVERS: dict[str, Callable[[], dfx.AbstractSolver]] = {
+    "deflated": DeflatedExponential,
+    "krylov": KrylovExponential,
+    "stabilized": StabilizedRungeKutta,
+    "tsit5": dfx.Tsit5,
+    "dopri5": dfx.Dopri5,
+    "dopri8": dfx.Dopri8,
+    "kvaerno5": dfx.Kvaerno5,
+}
+
+_RANKS = (8, 24, 56, 120)  # 8 (2ⁱ − 1): each loop is compiled once
+_CHEAP_RANK = 24
+_MANY_PARAMETERS = 1000  # from which no rank beyond the cheap one is tried
+_CLIFF = 1e-3  # height of what is left beyond the outliers, relative to the first that is not deflated
+_BLOCK = 0.1  # height that an outlier has at least, likewise
+_PATIENCE = 120  # steps after a refusal before the spectrum is looked at again
+_MOST_PATIENCE = 1000
+_FEW = 50  # steps of the present length: about twice what a look at the spectrum costs
+_FAR = 2000  # from which another method is worth a race
+
+
+def choose_solver(solver: str | dfx.AbstractSolver, rtol: Float[Array, ""]) -> AbstractFlowSolver:
+    """The solver of that name, or the one given; "auto" starts with a small deflated space."""
+    if solver == "auto":
+        return DeflatedExponential(_RANKS[0])
+    if isinstance(solver, str):
+        if solver not in SOLVERS:
+            names = ", ".join(["auto", *SOLVERS])
+            raise ValueError(f"unknown solver {solver!r}: choose one of {names}, or pass a diffrax solver.")
+        return fitted(SOLVERS[solver](), rtol)
+    if not isinstance(solver, dfx.AbstractSolver):
+        raise ValueError(f"`solver` must be a name or a diffrax solver; got {type(solver).__name__}.")
+    if not isinstance(solver, dfx.AbstractAdaptiveSolver):
+        raise ValueError(
+            f"{type(solver).__name__} does not estimate its error, so its steps cannot be adapted: "
+            "wrap it in `diffrax.HalfSolver`."
+        )
+    return fitted(solver, rtol)
+
+
+def is_explicit(solver: str | dfx.AbstractSolver) -> bool:
+    """Whether the steps of a solver are as short as the flow is stiff."""
+    chosen = SOLVERS[solver]() if solver in SOLVERS else solver
+    return isinstance(chosen, dfx.AbstractERK)
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What "auto" does when the solver's steps are held by curvature that it does not treat exactly.
+
+    A value: each decision gives the next one. Where no rank and no method pays, nothing is asked again for `patience`
+    steps, and each time for twice as many.
+
+    Attributes:
+        may_switch: False for a solver that the user chose.
+        asks_from: steps tried before the solver is asked whether it is strained.
+        patience: steps to wait after the next refusal.
+    """
+
+    may_switch: bool
+    asks_from: int = 0
+    patience: int = _PATIENCE
+
+    def refused(self, num_steps: int) -> "Policy":
+        """After `num_steps` steps a look at the spectrum changed nothing."""
+        later = min(2 * self.patience, _MOST_PATIENCE)
+        return dataclasses.replace(self, asks_from=num_steps + self.patience, patience=later)
+
+    def switched(self) -> "Policy":
+        """The solver was exchanged: everything is open again."""
+        return Policy(self.may_switch)
+
+
+def few_steps_left(left: Array, step: Array) -> Array:
+    """Whether so little time is left that a look at the spectrum does not pay."""
+    return left <= _FEW * step
+
+
+def is_worth_a_race(left: float, step: float) -> bool:
+    """Whether so much time is left that another method may pay."""
+    return left > _FAR * step
+
+
+def better_rank(rank: int, curvatures: np.ndarray, num_params: int) -> int:
+    """The rank that reaches over a cliff in the spectrum, if there is one; else `rank`.
+
+    With k directions deflated, stability limits a step to about 3/|λ_{k+1}|. Where a block of outliers of one size is
+    followed by almost nothing, as in a deep linear network that has learned some modes, the rank beyond it pays many
+    times over. Where the spectrum decays gradually accuracy soon limits the steps instead, and the small rank, whose
+    steps are cheap, wins. Many parameters make a large rank expensive: its products no longer share the cache.
+
+    Args:
+        rank: the rank in use.
+        curvatures: the largest |λ| of the Hessian, in decreasing order.
+        num_params: P.
+    """
+    padded = np.append(curvatures, np.zeros(_RANKS[-1] + 1)) / max(curvatures[min(rank, len(curvatures) - 1)], 1e-300)
+    higher = [k for k in _RANKS if k > rank and (num_params < _MANY_PARAMETERS or k <= _CHEAP_RANK)]
+    for below, k in zip([rank, *higher], higher, strict=False):
+        if padded[k] < _CLIFF and padded[below] > _BLOCK:
+            return k
+    return rank
+
+
+def curvatures(product: Callable[[Array], Array], y: Float[Array, " P"]) -> Float[Array, " M"]:
+    """The largest |eigenvalues| of the Jacobian at y by Lanczos with full re-orthogonalization, decreasing.
+
+    As many as the largest rank needs. Clusters of equal eigenvalues are seen once per copy only as rounding lets them
+    in; where the space is exhausted the rest is zero, which says the same.
+
+    Args:
+        product: v -> J v at y.
+        y: the point.
+    """
+    xp, num = namespace(y), min(_RANKS[-1] + 1, y.size)
+
+    def extend(i, carry):
+        basis, images = carry
+        image = product(basis[i])
+        last = basis[xp.maximum(i - 1, 0)]
+        v = image - basis[i] * (basis[i] @ image) - last * xp.where(i > 0, last @ image, 0)
+        v = v - basis.T @ (basis @ v)
+        size = xp.linalg.norm(v)
+        return put(basis, i + 1, v / xp.where(size > 0, size, 1)), put(images, i, image)
+
+    start = scrambled(y, (1, y.size), seed=2)
+    basis = xp.concatenate([start / xp.linalg.norm(start), xp.zeros((num, y.size), y.dtype)])
+    basis, images = fori_loop(0, num, extend, (basis, xp.zeros((num, y.size), y.dtype)))
+    projected = basis[:num] @ images.T
+    return xp.sort(xp.abs(xp.linalg.eigvalsh((projected + projected.T) / 2)))[::-1]
