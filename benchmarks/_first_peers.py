@@ -19,6 +19,7 @@ from _first_flows import Flow
 
 _NO_LIMIT = 2**31 - 1  # steps
 _KRYLOV_DIM = 20  # of GMRES; SUNDIALS's own 5 is small for fifty outlying eigenvalues
+_TINY = 1e-300  # CVODE gives up where a slow loss stays at its level, to rounding, for two points
 _DENSE_LIMIT = 1500  # parameters from which no dense Hessian is made: 5000² numbers, and their factors
 
 
@@ -160,6 +161,7 @@ def sundials_solver(linear: str, given: bool, method: str = "BDF"):
         def below(t, y, out):
             del t
             out[:] = fns.value(y) - levels
+            out[out == 0] = -_TINY
 
         below.terminal, below.direction = [False] * len(levels), [-1] * len(levels)
         options: dict[str, Any] = {"eventsfn": below, "num_events": len(levels), "method": method}

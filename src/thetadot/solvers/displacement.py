@@ -66,6 +66,8 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
     max_factor: float = 6.0
     norm: Callable = rms
 
+    __getattribute__ = object.__getattribute__  # as in `AbstractFlowSolver`
+
     def wrap(self, direction):
         """Nothing to add: flows run forward."""
         del direction
