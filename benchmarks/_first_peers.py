@@ -250,6 +250,7 @@ PEERS = {
     "LSODA": Solver(scipy_solver("LSODA", True), _SCIPY, dense=True),
     "LSODA-free": Solver(scipy_solver("LSODA", False), _SCIPY),
     "BDF": Solver(scipy_solver("BDF", True), _SCIPY, dense=True),
+    "RK45": Solver(scipy_solver("RK45", False), _SCIPY),
     "DOP853": Solver(scipy_solver("DOP853", False), _SCIPY),
     "Tsit5": Solver(diffrax_solver("Tsit5"), _DIFFRAX),
     "Kvaerno5": Solver(diffrax_solver("Kvaerno5"), _DIFFRAX, dense=True),

@@ -18,6 +18,7 @@ _FAMILIES = {  # of the figure: color by library, marker by method
     "LSODA": (COLORS[0], "o"),
     "LSODA-free": (COLORS[0], "s"),
     "BDF": (COLORS[0], "^"),
+    "RK45": (COLORS[0], "<"),
     "DOP853": (COLORS[0], "v"),
     "Tsit5": (COLORS[2], "o"),
     "Kvaerno5": (COLORS[2], "s"),

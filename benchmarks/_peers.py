@@ -21,7 +21,7 @@ import thetadot as td
 from _escapes import first_crossings, read_escapes
 from _flows import Flow
 from thetadot.problem import vector_field
-from thetadot.solvers import DeflatedExponential, step_cost
+from thetadot.solvers import DeflatedExponential, choose_solver
 
 _NO_LIMIT = 2**31 - 1  # steps
 _KRYLOV_DIM = 20  # of GMRES; SUNDIALS's own 5 is small for the 51 outlying eigenvalues of trace A
@@ -116,7 +116,7 @@ def diffrax_solver(solver: dfx.AbstractSolver):
             solution: Any = jax.block_until_ready(compiled(*arguments(rtol)))
             seconds = time.perf_counter() - began
             steps = int(solution.stats["num_steps"])
-            cost = step_cost(solver, None)
+            cost = choose_solver(solver, jnp.asarray(rtol)).cost(None)
             return Run(
                 seconds,
                 read_escapes(np.asarray(solution.ts), np.asarray(solution.ys), flow.levels),

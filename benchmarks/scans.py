@@ -34,7 +34,7 @@ import thetadot as td
 from _apart import MAXRSS_A_MIB, START_CLOCK, outcome, run_apart
 from _flows import trace_a, trace_b
 from _report import names_of, table
-from thetadot.driver import together
+from thetadot.engine import together
 from thetadot.models import linear
 from thetadot.problem import vector_field
 from thetadot.provenance import provenance

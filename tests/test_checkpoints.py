@@ -66,7 +66,7 @@ def test_one_that_has_come_to_rest_is_held_until_the_end_once():
     problem = scalar_flows(LOGISTIC, LOGISTIC)
 
     def rest():
-        return begin_flow(Request(problem, at(0.3, 0.2), 1e100, None, {"x": first}, CROSSINGS, solver="tsit5", rtol=1e-8))
+        return begin_flow(Request(problem, at(0.3, 0.2), 1e100, None, {"x": first}, CROSSINGS, None, "tsit5", 1e-8))
 
     through, saved = drive(rest())
     assert "Converged" in through.result and through.ts[-1] == 1e100

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import thetadot as td
-from thetadot.engine import compiled_at_once
 from flows import (
     BOWL,
     DRIFT,
@@ -22,6 +21,7 @@ from flows import (
     scalar_flows,
     wave,
 )
+from thetadot.engine import compiled_at_once
 
 # --- outcomes ---
 

@@ -32,7 +32,8 @@ def layers(size=3, seed=0, init_scale=1e-3):
 
 
 def solve(pair, rtol=1e-6, **options):
-    return td.gradient_flow(*pair, 40.0, observables={"top": top}, crossings=CROSSINGS, rtol=rtol, **options)
+    problem, params0 = pair
+    return td.gradient_flow(problem, params0, 40.0, observables={"top": top}, crossings=CROSSINGS, rtol=rtol, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +136,7 @@ def test_crossing_times_after_a_flow_compile_nothing(monkeypatch):
     monkeypatch.setattr(compiling.Program, "_compile", lambda *args: compiled.append(1) or quick(*args))
     monkeypatch.setattr(compiling.Program, "prepare", lambda *args: None)
     events = []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, *args, **kwargs: events.append(name))
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *args, **kwargs: events.append(event))
     times = td.crossing_times(*pair, CROSSINGS, 40.0, observables={"top": top}, rtol=1e-4)
     solve(pair, ts=np.linspace(0, 40, 7))
     assert not compiled

@@ -194,7 +194,5 @@ def _progress_line(now: Report) -> str:
 def _cost(stats: dict) -> str:
     """What the solve took, in one line."""
     compiling = f", {stats['compile_s']:.1f} s of them compiling" if "compile_s" in stats else ""
-    return (
-        f"{stats['num_steps']} steps and {stats['num_gradients']} gradients of {stats['solver']} "
-        f"in {stats['wall_s']:.1f} s{compiling}"
-    )
+    gradients = "" if stats["num_gradients"] is None else f" and {stats['num_gradients']} gradients"
+    return f"{stats['num_steps']} steps{gradients} of {stats['solver']} in {stats['wall_s']:.1f} s{compiling}"

@@ -89,7 +89,7 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
         stop=request.stop,
         satisfied=run.satisfied(),
         max_steps=run.max_steps,
-        solver=numbers["solver"],
+        solver=run.flow.solver.label,
         sizes=(_size(request.y0), _size(y1)),
         speeds=(float(row0["grad_norm"]), numbers["grad_norm1"]),
     )

@@ -86,9 +86,7 @@ class HostField:
 
     def jacobian(self, y: Float[Array, " P"]) -> Jacobian:
         """−∇²L at y, as products."""
-        return Jacobian(
-            lambda vector: self._products(y, vector[None])[0], lambda block: self._products(y, block.T).T
-        )
+        return Jacobian(lambda vector: self._products(y, vector[None])[0], lambda block: self._products(y, block.T).T)
 
     def measure(self, y: Float[Array, " P"]) -> Measured:
         """Observables and invariants; asked twice in a row for a point, it answers from memory."""

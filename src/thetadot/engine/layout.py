@@ -12,7 +12,7 @@ from ..arrays import Array, is_host
 
 
 class Layout(NamedTuple):
-    """A pytree of arrays of one dtype as a vector, in the order of its leaves. Hashable: it decides what is compiled."""
+    """A pytree of arrays of one dtype as a vector, in the order of its leaves. It decides what is compiled."""
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]

@@ -1,4 +1,4 @@
-"""The loop over steps: on the host as it stands, or compiled. A function of a state, so that a flow is driven in chunks.
+"""The loop over steps, on the host as it stands or compiled: a function of a state, so that flows go in chunks.
 
 `diffrax.diffeqsolve` stops at its first event, forgets the step size when it is resumed and cannot tell a blow-up from
 a hang; so the loop over `solver.step` and `controller.adapt_step_size` is here.
@@ -21,7 +21,7 @@ from .field import TERM, HostField, traced
 from .record import Field, at_levels, empty_rows, events_a_step, observe
 from .state import Flow, Rows, State
 from .status import Outcome
-from .step import attempt, is_strained
+from .step import attempt, error_order, is_strained
 
 Chunk = tuple[State, Rows, Bool[Array, ""]]
 """The state after some steps, what they recorded, and whether the solver is strained."""
@@ -31,7 +31,7 @@ def first_state(flow: Flow, field: Field, y: Float[Array, " P"], t1: Array) -> t
     """The state at t = 0 and its row."""
     xp = namespace(y)
     t0, zero, none = 0 * t1, xp.zeros((), y.dtype), xp.asarray(0)
-    order = float(flow.solver.error_order(TERM))
+    order = error_order(flow)
     t_next, controller_state = flow.controller.init(TERM, t0, t1, y, None, field, flow.solver.func, order)
     loss, grad = field.value_and_grad(y)
     invariants0 = field.measure(y).invariants

@@ -1,8 +1,7 @@
 """What a flow is made of while it runs: its fixed settings, its state between two steps, and what it recorded."""
 
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jaxtyping import Float, Int, PyTree
@@ -12,8 +11,7 @@ from ..problem import Observable
 from ..solvers import AbstractFlowSolver, DisplacementController
 from .layout import Layout
 
-
-_static: Any = partial(field, metadata={"static": True})
+_STATIC = {"static": True}
 
 
 @jax.tree_util.register_dataclass
@@ -23,19 +21,19 @@ class Flow:
 
     solver: AbstractFlowSolver
     controller: DisplacementController
-    layout: Layout = _static()  # of the parameters in the vector y
-    observables: tuple[tuple[str, Observable], ...] = _static()
-    row: tuple[tuple[str, tuple[int, ...], str], ...] = _static()  # name, shape and dtype of each series
-    crossing_names: tuple[str, ...] = _static()  # the observable of each crossing
+    layout: Layout = field(metadata=_STATIC)  # of the parameters in the vector y
+    observables: tuple[tuple[str, Observable], ...] = field(metadata=_STATIC)
+    row: tuple[tuple[str, tuple[int, ...], str], ...] = field(metadata=_STATIC)  # name, shape and dtype of each series
+    crossing_names: tuple[str, ...] = field(metadata=_STATIC)  # the observable of each crossing
     levels: Float[Array, " C"]
     directions: Int[Array, " C"]
-    stop: int | None = _static()  # index of the crossing that ends the flow
+    stop: int | None = field(metadata=_STATIC)  # index of the crossing that ends the flow
     grid: Float[Array, " G"] | None  # save times and then infinity, or None for the accepted steps
     asks_from: Int[Array, ""]  # steps tried, from which the loop is left when the solver is strained
-    may_switch: bool = _static()  # whether it is left for that at all
-    capacity: int = _static()  # rows a chunk can hold
-    small: bool = _static()  # of arrays so small that their kernels need no care
-    lanes: str | None = _static(default=None)  # the axis of `vmap`, where flows run under one
+    may_switch: bool = field(metadata=_STATIC)  # whether it is left for that at all
+    capacity: int = field(metadata=_STATIC)  # rows a chunk can hold
+    small: bool = field(metadata=_STATIC)  # of arrays so small that their kernels need no care
+    lanes: str | None = field(default=None, metadata=_STATIC)  # the axis of `vmap`, where flows run under one
 
 
 class State(NamedTuple):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ..arrays import Array
 from ..compile import quick
-from ..problem import Problem, squared_norm
+from ..problem import squared_norm
 from .layout import Layout
 from .run import Run
 

@@ -1,4 +1,4 @@
-"""One step: attempt, look inside, accept or reject. Written over `thetadot.arrays`: the loop compiles it, the host runs it.
+"""One step: attempt, look inside, accept or reject.
 
 Within each accepted step the dense output is evaluated at the two inner Gauss–Lobatto points: for the dissipation
 ∫‖∇L‖² dt (order 6), and so that two crossings in one step are seen.
@@ -47,14 +47,12 @@ def attempt(flow: Flow, field: Field, state: State, rows: Rows, t1: Array) -> tu
     y1, error, dense_info, solver_state, result = flow.solver.step(
         TERM, state.t, t_end, state.y, field, state.solver_state, xp.asarray(False)
     )
-    order = float(flow.solver.error_order(TERM))
+    order = error_order(flow)
     keep, _, t_next, _, controller_state, _ = flow.controller.adapt_step_size(
         state.t, t_end, state.y, y1, field, error, order, state.controller_state
     )
     gradients, products = flow.solver.cost(solver_state) or (0, 0)
-    state = state._replace(
-        num_gradients=state.num_gradients + gradients, num_products=state.num_products + products
-    )
+    state = state._replace(num_gradients=state.num_gradients + gradients, num_products=state.num_products + products)
     step = _Step(state.t, t_end, t_next, y1, dense_info, solver_state, controller_state)
     succeeded = True if result is dfx.RESULTS.successful else result == dfx.RESULTS.successful
     state, rows = cond(
@@ -65,6 +63,13 @@ def attempt(flow: Flow, field: Field, state: State, rows: Rows, t1: Array) -> tu
     count, stuck = crawling(state)
     outcome = xp.where(stuck & (state.outcome == int(Outcome.RUNNING)), int(Outcome.UNDERFLOW), state.outcome)
     return state._replace(outcome=outcome, crawling=count), rows
+
+
+def error_order(flow: Flow) -> float:
+    """Order of the solver's error estimate."""
+    order = flow.solver.error_order(TERM)
+    assert order is not None  # the protocol asks for it
+    return float(order)
 
 
 def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1: Array) -> tuple[State, Rows]:

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..progress import Report
 from ..compile import compiled
+from ..progress import Report
 from .field import traced
 from .lapack import one_lapack_thread
 from .loop import several_steps

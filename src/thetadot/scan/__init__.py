@@ -201,8 +201,8 @@ def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping)
 
 
 def _check_settings(t1, solver, rtol, max_steps) -> None:
-    choose_solver(solver)
     check_rtol(rtol, np.dtype(float))
+    choose_solver(solver, np.asarray(rtol))
     if not callable(t1) and not (math.isfinite(t1) and t1 > 0):
         raise ValueError(f"`scan(t1=...)` must be a positive, finite time or a function of the point; got {t1}.")
     if max_steps < 1:

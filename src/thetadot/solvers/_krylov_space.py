@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.linalg
 from jaxtyping import Bool, Float, Int
 
-from ..arrays import Array, namespace, put, switch, while_loop
+from ..arrays import Array, is_host, namespace, put, switch, while_loop
 from ._deflation import eigh
 from ._phi import phi_functions
 from ._vector import step_rounding
@@ -46,12 +45,19 @@ class KrylovSpace(NamedTuple):
         above = np.eye(size + 4, k=1) * (np.arange(size + 4) >= size)[:, None]
         above[0, size] = 1
         augmented = xp.pad(s * self.small, ((0, 4), (0, 4))) + xp.asarray(above, self.small.dtype)
-        expm = jax.scipy.linalg.expm if xp is not np else scipy.linalg.expm
-        return expm(augmented)[:size, size:].T
+        return _expm(augmented)[:size, size:].T
 
     def phi(self, s) -> Float[Array, "4 P"]:
         """φ₁(sJ)v, …, φ₄(sJ)v."""
         return self.length * self.coordinates(s) @ self.basis
+
+
+def _expm(matrix: Float[Array, "M M"]) -> Float[Array, "M M"]:
+    if not is_host(matrix):
+        return jax.scipy.linalg.expm(matrix)
+    import scipy.linalg  # a tenth of a second, for fields that are no gradients
+
+    return scipy.linalg.expm(matrix)
 
 
 class Search(NamedTuple):

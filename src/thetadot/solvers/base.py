@@ -20,8 +20,8 @@ class AbstractFlowSolver(dfx.AbstractAdaptiveSolver):
     then they are called with NumPy vectors for states, and with a compiled field for `args`.
     """
 
-    runs_on_host: eqx.AbstractClassVar[bool]
-    halves: eqx.AbstractClassVar[bool]
+    runs_on_host: ClassVar[bool]
+    halves: ClassVar[bool]
     """Whether a step that was rejected is tried again at half of its length at most.
 
     What rejects a step of a solver for stiff flows is most often the beginning of an escape, and the next one is better

@@ -56,7 +56,7 @@ def choose_solver(solver: str | dfx.AbstractSolver, rtol: Float[Array, ""]) -> A
 
 def is_explicit(solver: str | dfx.AbstractSolver) -> bool:
     """Whether the steps of a solver are as short as the flow is stiff."""
-    chosen = SOLVERS[solver]() if solver in SOLVERS else solver
+    chosen = SOLVERS[solver]() if isinstance(solver, str) and solver in SOLVERS else solver
     return isinstance(chosen, dfx.AbstractERK)
 
 

@@ -156,9 +156,7 @@ class StabilizedRungeKutta(AbstractFlowSolver):
         start = solver_state.vector + _MIXING * _random_direction(y)
         radius, vector, num_products = spectral_radius(product, start, solver_state.radius, stale)
         delta = nudge(y)
-        noise = cond(
-            stale, lambda: _norm(field(t0, y + delta) - field0 - product(delta)), lambda: solver_state.noise
-        )
+        noise = cond(stale, lambda: _norm(field(t0, y + delta) - field0 - product(delta)), lambda: solver_state.noise)
         bound = _SAFETY * radius
         displacement, num_stages, enough = chebyshev_step(
             lambda c, u: field(t0 + c * (t1 - t0), y + u), field0, h, bound, self.max_stages
@@ -258,7 +256,6 @@ def spectral_radius(
     Returns:
         radius; last iterate, of length one; number of products.
     """
-
     xp = namespace(start)
 
     def iterate(carry):
