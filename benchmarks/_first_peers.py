@@ -7,7 +7,7 @@ and what one call has compiled, the next one finds. All of it is timed, but for 
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -43,7 +43,7 @@ class Solver:
     make: Callable[[Flow], Solve]
     imports: tuple[str, ...]
     dense: bool = False
-    tolerances: tuple[float, ...] = field(default=(1.0, 1e-2))  # atol / (rtol · ε) that the ladder tries
+    tolerances: tuple[float, ...] = (1.0, 1e-2)  # atol / (rtol · ε) that the ladder tries
 
     def takes(self, flow: Flow) -> bool:
         """Whether the flow is small enough for it."""
@@ -121,15 +121,23 @@ def scipy_solver(method: str, hessian: bool):
             below.direction = -1
             return below
 
-        options = {"jac": fns.jacobian} if hessian else {}
-        events = [event(level) for level in flow.levels]
+        def finite(t, y):  # the explicit methods would try NaN for ever
+            slope = fns.field(t, y)
+            if not np.isfinite(slope[0]):
+                raise FloatingPointError
+            return slope
+
+        field = finite if method in ("RK45", "DOP853") else fns.field
+        options: dict[str, Any] = {"jac": fns.jacobian} if hessian else {}
+        options["events"] = [event(level) for level in flow.levels]
 
         def solve(rtol: float, atol: float) -> Answer:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                sol = solve_ivp(
-                    fns.field, (0, flow.t1), fns.start, method, rtol=rtol, atol=atol, events=events, **options
-                )
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    sol = solve_ivp(field, (0, flow.t1), fns.start, method, rtol=rtol, atol=atol, **options)
+            except FloatingPointError:
+                return Answer([math.nan] * len(flow.levels), note="a step to infinity")
             found = [float(times[0]) if len(times) else math.nan for times in sol.t_events]
             return Answer(found, len(sol.t) - 1, fns.counted(), "" if sol.success else sol.message)
 

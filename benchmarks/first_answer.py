@@ -132,6 +132,8 @@ class Known:
             best = min(lines, key=lambda rung: rung["warm"], default=None)
             rungs[solver] = best and {name: float(f"{value:.3g}") for name, value in best.items()}
             print(f"  {flow:18} {solver:16} {_spell(rungs[solver])} {how['seconds']:.1f} s {how['ended']}", flush=True)
+            if how["ended"].startswith("failed"):
+                return rungs.pop(solver)  # not a finding
             self._keep()
         return rungs[solver]
 

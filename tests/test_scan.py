@@ -234,7 +234,7 @@ def test_a_lane_whose_end_raises_fails_alone(monkeypatch, engine):
     real = lane_module.end_flow
 
     def end_flow(ongoing):
-        if abs(float(ongoing.run.params0["x"][0]) - X0[1]) < 1e-12:
+        if abs(float(ongoing.request.params0["x"][0]) - X0[1]) < 1e-12:
             raise RuntimeError("no end")
         return real(ongoing)
 

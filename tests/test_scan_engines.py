@@ -92,13 +92,14 @@ def test_there_is_one_thread_a_device_or_a_core(monkeypatch):
 @pytest.fixture
 def on_one_core(monkeypatch):
     """The loops that ran in the program for one core."""
-    calls, compile_ = [], loop.compile_
+    calls, compiled = [], loop.compiled
 
-    def noted(fn, small, loops=False, **options):
-        program = compile_(fn, small, loops, **options)
-        return (lambda *args: calls.append(1) or program(*args)) if options else program
+    def noted(flow):
+        if loop._one_core.get():
+            calls.append(1)
+        return compiled(flow)
 
-    monkeypatch.setattr(loop, "compile_", noted)
+    monkeypatch.setattr(loop, "compiled", noted)
     return calls
 
 

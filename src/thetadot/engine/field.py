@@ -4,7 +4,7 @@ The two kinds answer the same questions. What the host calls is compiled on its 
 the Hessian and observables, in the way that takes the compiler the least time: this is all that a first flow waits for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -54,9 +54,14 @@ class TracedField:
         """−∇L."""
         return -self.layout.ravel(self.problem.grad(self.layout.unravel(y)))
 
-    def measure(self, y: Float[Array, " P"]) -> Measured:
-        """Observables and invariants."""
-        return _measured(self.layout, self.observables, self.problem, y)
+    def watched(self, y: Float[Array, " P"], names: Collection[str]) -> dict[str, Array]:
+        """The observables of these names."""
+        chosen = tuple((name, fn) for name, fn in self.observables if name in names)
+        return _measured(self.layout, chosen, (), self.problem.data, y).observables
+
+    def invariants(self, y: Float[Array, " P"]) -> tuple[Array, ...]:
+        """The conserved quantities."""
+        return _measured(self.layout, (), self.problem.conserved, self.problem.data, y).invariants
 
 
 class HostField:
@@ -65,7 +70,7 @@ class HostField:
     def __init__(self, flow: Flow, problem: Problem):
         kind = problem.loss_fn, problem.conserved, flow.layout, flow.observables, flow.small
         self._programs, self._data = _programs(*kind), problem.data
-        self._watches = bool(flow.observables or problem.conserved)
+        self._measures = bool(flow.observables or problem.conserved)
         self._last: tuple[np.ndarray, Measured] | None = None
         self._block: np.ndarray | None = None
         self.num_calls = 0  # of compiled functions
@@ -88,9 +93,17 @@ class HostField:
         """−∇²L at y, as products."""
         return Jacobian(lambda vector: self._products(y, vector[None])[0], lambda block: self._products(y, block.T).T)
 
-    def measure(self, y: Float[Array, " P"]) -> Measured:
-        """Observables and invariants; asked twice in a row for a point, it answers from memory."""
-        if not self._watches:
+    def watched(self, y: Float[Array, " P"], names: Collection[str]) -> dict[str, Array]:
+        """The observables of these names."""
+        return {name: value for name, value in self._measure(y).observables.items() if name in names}
+
+    def invariants(self, y: Float[Array, " P"]) -> tuple[Array, ...]:
+        """The conserved quantities."""
+        return self._measure(y).invariants
+
+    def _measure(self, y: np.ndarray) -> Measured:
+        """All that is measured; asked twice in a row for a point, it answers from memory."""
+        if not self._measures:
             return Measured({}, ())
         if self._last is None or not np.array_equal(self._last[0], y):
             self.num_calls += 1
@@ -134,15 +147,15 @@ def _programs(loss_fn, conserved, layout: Layout, observables, small: bool) -> _
         return jax.lax.fori_loop(0, count, body, jnp.zeros_like(rows))
 
     def measure(data, y):
-        return _measured(layout, observables, problem(data), y)
+        return _measured(layout, observables, conserved, data, y)
 
     return _Programs(compiler(value_and_grad), compiler(products), compiler(measure))
 
 
-def _measured(layout: Layout, observables: tuple, problem: Problem, y: Float[Array, " P"]) -> Measured:
+def _measured(layout: Layout, observables: tuple, conserved: tuple, data: PyTree, y: Float[Array, " P"]) -> Measured:
     params = layout.unravel(y)
-    watched = {name: jnp.asarray(fn(params, problem.data)) for name, fn in observables}
-    return Measured(watched, tuple(jnp.asarray(fn(params, problem.data)) for _, fn in problem.conserved))
+    watched = {name: jnp.asarray(fn(params, data)) for name, fn in observables}
+    return Measured(watched, tuple(jnp.asarray(fn(params, data)) for _, fn in conserved))
 
 
 def traced(flow: Flow, problem: Problem) -> TracedField:

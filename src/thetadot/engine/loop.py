@@ -34,7 +34,7 @@ def first_state(flow: Flow, field: Field, y: Float[Array, " P"], t1: Array) -> t
     order = error_order(flow)
     t_next, controller_state = flow.controller.init(TERM, t0, t1, y, None, field, flow.solver.func, order)
     loss, grad = field.value_and_grad(y)
-    invariants0 = field.measure(y).invariants
+    invariants0 = field.invariants(y)
     state = State(
         t=t0,
         t_next=t_next,

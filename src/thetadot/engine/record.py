@@ -33,7 +33,7 @@ def observe(flow: Flow, field: Field, y, loss, grad, dissipation) -> dict[str, A
     """One row: the standing series and the user's observables."""
     xp = namespace(loss)
     row = {"loss": loss, "grad_norm": xp.sqrt(xp.vdot(grad, grad)), "dissipation": dissipation}
-    return row | field.measure(y).observables if flow.observables else row
+    return row | field.watched(y, dict(flow.observables)) if flow.observables else row
 
 
 def at_levels(flow: Flow, field: Field, y, loss, grad, dissipation) -> Float[Array, " C"]:
@@ -45,7 +45,7 @@ def at_levels(flow: Flow, field: Field, y, loss, grad, dissipation) -> Float[Arr
         return loss - flow.levels
     row = {"loss": loss, "grad_norm": xp.sqrt(xp.vdot(grad, grad)), "dissipation": dissipation}
     if not set(flow.crossing_names) <= set(row):
-        row |= field.measure(y).observables
+        row |= field.watched(y, flow.crossing_names)
     return xp.stack([xp.asarray(row[name], flow.levels.dtype) for name in flow.crossing_names]) - flow.levels
 
 

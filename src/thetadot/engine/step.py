@@ -155,7 +155,7 @@ def _drift(field: Field, state: State, y: Float[Array, " P"]) -> tuple[Float[Arr
     """Largest ‖C(t) − C(0)‖ so far of each invariant."""
     if not state.drift:
         return ()
-    xp, now = namespace(y), field.measure(y).invariants
+    xp, now = namespace(y), field.invariants(y)
     return tuple(
         xp.maximum(old, xp.sqrt(xp.sum((c - c0) ** 2)))
         for old, c, c0 in zip(state.drift, now, state.invariants0, strict=True)
