@@ -8,7 +8,7 @@ import pytest
 
 import thetadot as td
 from thetadot import compile as compiling
-from thetadot.engine import Request, Run, compiled_at_once, loop, one_call, tiers
+from thetadot.engine import Request, Run, compiled_at_once, loop, tiers
 from thetadot.models import linear
 
 CROSSINGS = {"first": ("loss", 1.0), "rank": ("top", 1.0)}
@@ -37,8 +37,8 @@ def solve(pair, rtol=1e-6, **options):
 
 
 @pytest.fixture(autouse=True)
-def no_tallies(monkeypatch):
-    monkeypatch.setattr(tiers, "_tallies", {})
+def no_work(monkeypatch):
+    monkeypatch.setattr(tiers, "_work", {})
 
 
 @pytest.fixture
@@ -93,12 +93,17 @@ def test_float32_on_the_host():
     assert traj.status == "done" and traj.stats["loss1"] < 1e-5
 
 
-def test_the_first_call_compiles_no_loop_and_the_second_has_it_compiled_beside(taken):
+def test_short_flows_compile_no_loop_until_there_were_many_of_a_kind(taken, monkeypatch):
     pair = layers()
     solve(pair)
     assert set(taken) == {"host"}
+    monkeypatch.setattr(tiers, "_WORK", 1)
+    solve(layers(seed=1))  # a loss of its own: another kind
+    assert "prepared" in taken and "loop" not in taken
+    monkeypatch.setattr(tiers, "_HEAD_START", 1)
+    taken.clear()
     solve(pair)
-    assert set(taken) == {"host", "prepared"}
+    assert set(taken) == {"loop"}
 
 
 def test_counts_decide_when_the_loop_takes_over(taken, monkeypatch):
@@ -106,7 +111,7 @@ def test_counts_decide_when_the_loop_takes_over(taken, monkeypatch):
     pair = layers()
     alone = solve(pair)
     num_steps = alone.stats["num_steps"]
-    monkeypatch.setattr(tiers, "_tallies", {})
+    monkeypatch.setattr(tiers, "_work", {})
     monkeypatch.setattr(tiers, "_CHUNK_STEPS", num_steps // 4)
     monkeypatch.setattr(tiers, "_WORK", 1)
     monkeypatch.setattr(tiers, "_HEAD_START", 1)
@@ -121,7 +126,7 @@ def test_the_same_call_gives_the_same_bits():
     """In a process that has not seen its kind before, however fast the machine is."""
     trajs = []
     for _ in range(2):
-        tiers._tallies.clear()
+        tiers._work.clear()
         trajs.append(solve(layers()))
     for name in trajs[0].names:
         np.testing.assert_array_equal(trajs[0][name], trajs[1][name])
@@ -142,14 +147,6 @@ def test_crossing_times_after_a_flow_compile_nothing(monkeypatch):
     assert not compiled
     assert not [name for name in events if "backend_compile" in name]
     assert abs(times["first"].value - first.crossings["first"][0]) <= 2 * times["first"].error
-
-
-def test_one_call_is_counted_once():
-    pair = layers()
-    with one_call():
-        for _ in range(3):
-            solve(pair)
-    assert [tally.calls for tally in tiers._tallies.values()] == [1]
 
 
 def test_a_flow_begins_on_the_host_with_the_basis_that_the_loop_would_find():

@@ -77,6 +77,33 @@ def put(array: Array, index: Array, values: Array) -> Array:
     return array
 
 
+def put_row(array: Array, index: Array, row: Array) -> Array:
+    """`array` with `array[index] = row`, an index within it. A NumPy array is changed itself."""
+    if not is_host(array):  # a mask, and no scatter: it is a part of larger kernels
+        here = jnp.arange(array.shape[0]) == index
+        return jnp.where(here.reshape(-1, *[1] * row.ndim), row, array)
+    array[index] = row
+    return array
+
+
+def polyval(coefficients: Array, z: Array) -> Array:
+    """Σ cᵢ z^{n−i}, i = 0, …, n, for n + 1 divisible by 6."""
+    if not is_host(z):
+        return jnp.polyval(coefficients, z)
+    # By sixes (Paterson and Stockmeyer 1973): a third of the calls of Horner's rule.
+    powers = np.empty((6, *z.shape), z.dtype)
+    powers[5], powers[4] = 1, z
+    np.multiply(z, z, out=powers[3])
+    np.multiply(powers[3], z, out=powers[2])
+    np.multiply(powers[3], powers[3], out=powers[1])
+    np.multiply(powers[3], powers[2], out=powers[0])
+    sixth = powers[2] * powers[2]
+    value, *parts = (coefficients.reshape(-1, 6) @ powers.reshape(6, -1)).reshape(-1, *z.shape)
+    for part in parts:
+        value = value * sixth + part
+    return value
+
+
 def each(fn: Callable) -> Callable:
     """`fn` of each of some stacked arguments: side by side, but one after the other on a CPU.
 

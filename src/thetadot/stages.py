@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .engine import check_rtol, one_call
+from .engine import check_rtol
 from .flow import gradient_flow
 from .problem import Problem
 from .trajectory import Trajectory
@@ -187,8 +187,7 @@ def crossing_times(
     """
     check_ladder(rtol, params0)
     options |= {"ts": [t1], "observables": observables, "crossings": crossings, "solver": solver}
-    with one_call():
-        return first_times([gradient_flow(problem, params0, t1, rtol=rung * rtol, **options) for rung in LADDER])
+    return first_times([gradient_flow(problem, params0, t1, rtol=rung * rtol, **options) for rung in LADDER])
 
 
 def check_ladder(rtol: float, params0: PyTree) -> None:

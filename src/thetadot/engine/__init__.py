@@ -18,5 +18,4 @@ from .stats import stats as stats
 from .status import Outcome as Outcome
 from .status import verdict as verdict
 from .tiers import compiled_at_once as compiled_at_once
-from .tiers import one_call as one_call
 from .together import drive_together as drive_together

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 from jaxtyping import Bool, Float
 
-from ..arrays import Array, cond, namespace, put, while_loop
+from ..arrays import Array, cond, namespace, put, side_by_side, while_loop
 from .field import HostField, TracedField
 from .state import Flow, Rows, State
 
@@ -47,6 +48,13 @@ def at_levels(flow: Flow, field: Field, y, loss, grad, dissipation) -> Float[Arr
     if not set(flow.crossing_names) <= set(row):
         row |= field.watched(y, flow.crossing_names)
     return xp.stack([xp.asarray(row[name], flow.levels.dtype) for name in flow.crossing_names]) - flow.levels
+
+
+def levels_at(flow: Flow, field: Field, points, losses, grads, dissipations) -> Float[Array, "K C"]:
+    """`at_levels` at several points."""
+    if set(flow.crossing_names) <= {"loss"}:
+        return losses[:, None] - flow.levels[None]
+    return side_by_side(partial(at_levels, flow, field))(points, losses, grads, dissipations)
 
 
 def empty_rows(flow: Flow, like: State) -> Rows:

@@ -17,7 +17,7 @@ from ..crossings import locate, sign_changes
 from ..solvers import few_steps_left
 from .accept import STEPS_AT_REST, crawling, is_sound, resting, retried, unless_sound
 from .field import TERM, HostField, TracedField
-from .record import LOBATTO, at_levels, in_any_lane, knots, record, record_crossings
+from .record import LOBATTO, at_levels, in_any_lane, knots, levels_at, record, record_crossings
 from .state import Flow, Rows, State
 from .status import Outcome
 
@@ -86,16 +86,18 @@ def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1:
     losses, grads = field.values_and_grads(points)
     speeds = xp.concatenate([xp.vdot(state.grad, state.grad)[None], side_by_side(lambda g: xp.vdot(g, g))(grads)])
 
-    def dissipated(x):
-        powers = x ** xp.arange(1, 5, dtype=x.dtype)
-        h = xp.asarray(step.t1 - step.t0, x.dtype)
-        return state.dissipation + h * (powers @ xp.asarray(_ANTIDERIVATIVE, x.dtype) @ speeds)
+    h = xp.asarray(step.t1 - step.t0, speeds.dtype)
+    cubic = h * (xp.asarray(_ANTIDERIVATIVE, speeds.dtype) @ speeds)
+
+    def dissipated(x):  # at one x, or at several
+        powers = x[..., None] ** xp.arange(1, 5, dtype=x.dtype).reshape(*[1] * x.ndim, 4)
+        return state.dissipation + powers @ cubic
 
     def watched(x):
         return at_levels(flow, field, *at(x), dissipated(x))
 
     end = shares[2]
-    known = side_by_side(partial(at_levels, flow, field))(points, losses, grads, side_by_side(dissipated)(shares))
+    known = levels_at(flow, field, points, losses, grads, dissipated(shares))
     roots = _roots(flow, watched, state.at_levels, known)
     x_end, stopped = end, xp.asarray(False)
     if flow.stop is not None:

@@ -1,13 +1,12 @@
 """Who takes the steps: the host at once, or a loop that has to be compiled first.
 
 A step on the host takes about a millisecond and waits for nothing; a compiled step takes a small part of that, after
-seconds of compilation. So a flow starts on the host. If it turns out long, or if the same kind of flow is asked for
-again, its loop is compiled in another process meanwhile, and takes over at the end of a step. Both are one text
-(`several_steps`), and take the same steps up to rounding.
+seconds of compilation. So a flow starts on the host. Once a kind of flow has cost the host about as much as it takes to
+trace its loop, in one long flow or in many, the loop is compiled in another process meanwhile, and takes over at the
+end of a step. Both are one text (`several_steps`), and take the same steps up to rounding.
 
-**The same call gives the same bits.** Who takes a step depends on counts alone, never on a clock: how often a flow of
-this kind was asked for in this process, and how often the host has called its field. Where the loop is due and not
-compiled yet, it is waited for.
+**The same calls give the same bits.** Who takes a step depends on a count alone, never on a clock: how often the host
+has called the field of this kind of flow in this process. Where the loop is due and not compiled yet, it is waited for.
 """
 
 from collections.abc import Iterator
@@ -25,59 +24,24 @@ from .field import HostField
 from .loop import Chunk
 from .state import Flow, State
 
-_CALLS = 2  # of a kind of flow, from which its loop is compiled
-_WORK = 8_000  # calls of the field from the host, about half a second, from which it is compiled in any case
-_HEAD_START = 50_000  # calls from there until the loop is used: about as long as it takes to compile
+_WORK = 20_000  # calls of the field from the host, about a second, after which the loop is compiled
+_HEAD_START = 40_000  # calls from there until the loop is used: about as long as it takes to compile
 _CHUNK_STEPS = 32  # on the host, between two looks at these numbers
 _KINDS = 4096  # remembered; then all are forgotten
 
-
-class _Tally:
-    """What this process has seen of a kind of flow."""
-
-    def __init__(self):
-        self.calls = 0
-        self.work = 0  # calls of the field from the host
-        self.prepared_at: int | None = None  # `work` when its loop began to be compiled
-
-    def wants_loop(self) -> bool:
-        """Whether the loop should be compiled; once true, it stays true."""
-        if self.prepared_at is None and (self.calls >= _CALLS or self.work >= _WORK):
-            self.prepared_at = self.work
-        return self.prepared_at is not None
-
-    def is_loop_due(self) -> bool:
-        """Whether the loop has had its time to be compiled."""
-        return self.prepared_at is not None and self.work >= self.prepared_at + _HEAD_START
-
-
-_tallies: dict[Any, _Tally] = {}
+_work: dict[Any, int] = {}  # kind of flow -> calls of its field from the host
 _lock = Lock()
-_asked: ContextVar[set | None] = ContextVar("asked", default=None)
 _at_once: ContextVar[bool] = ContextVar("at_once", default=False)
-
-
-@contextmanager
-def one_call() -> Iterator[None]:
-    """Everything in it counts as one call: a flow solved at several tolerances is asked for once."""
-    with _set(_asked, set()):
-        yield
 
 
 @contextmanager
 def compiled_at_once() -> Iterator[None]:
     """Flows that begin in it wait for their loops and take no step on the host: there will be many of a kind."""
-    with _set(_at_once, True):
-        yield
-
-
-@contextmanager
-def _set(variable: ContextVar, value: Any) -> Iterator[None]:
-    before = variable.set(value)
+    before = _at_once.set(True)
     try:
         yield
     finally:
-        variable.reset(before)
+        _at_once.reset(before)
 
 
 class Tiers:
@@ -87,8 +51,6 @@ class Tiers:
         self.problem = problem
         self._at_once = _at_once.get() or jax.default_backend() != "cpu"
         self._fields: dict[Any, HostField] = {}
-        asked = _asked.get()
-        self._asked = set() if asked is None else asked  # kinds that this call has counted
 
     def field(self, flow: Flow) -> HostField:
         """The field for the host."""
@@ -116,29 +78,26 @@ class Tiers:
         program = loop.compiled(flow)
         if self._is_compiled(flow):
             return program(*args)
-        tally = self._tally(flow, state)
-        if tally.wants_loop():
-            if tally.is_loop_due():
-                return program(*args)
+        kind = _kind(flow, self.problem, state)
+        work = _work.get(kind, 0)
+        if work >= _WORK + _HEAD_START:
+            return program(*args)
+        if work >= _WORK:
             program.prepare(*args)
         field = self.field(flow)
         before = field.num_calls
         chunk = loop.on_host(flow, field, state, t1, min(max_steps, _CHUNK_STEPS))
-        tally.work += field.num_calls - before
+        with _lock:
+            if len(_work) >= _KINDS:
+                _work.clear()
+            _work[kind] = _work.get(kind, 0) + field.num_calls - before
         return chunk
 
     def _is_compiled(self, flow: Flow) -> bool:
         return self._at_once or not flow.solver.runs_on_host
 
-    def _tally(self, flow: Flow, state: State) -> _Tally:
-        """That of flows of this kind, this one included."""
-        leaves, structure = jax.tree.flatten((flow, self.problem, state))
-        kind = structure, *((np.shape(x), x.dtype) if hasattr(x, "dtype") else x for x in leaves)
-        with _lock:
-            if kind not in _tallies and len(_tallies) >= _KINDS:
-                _tallies.clear()
-            tally = _tallies.setdefault(kind, _Tally())
-            if kind not in self._asked:
-                self._asked.add(kind)
-                tally.calls += 1
-        return tally
+
+def _kind(flow: Flow, problem: Problem, state: State) -> Any:
+    """What flows that share a loop have in common."""
+    leaves, structure = jax.tree.flatten((flow, problem, state))
+    return structure, *((np.shape(x), x.dtype) if hasattr(x, "dtype") else x for x in leaves)

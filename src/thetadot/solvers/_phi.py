@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 from jaxtyping import Float
 
-from ..arrays import Array, namespace
+from ..arrays import Array, namespace, polyval
 
-_TERMS = 18  # |z| < 1: the first term left out is below 1/22! of the first one kept
+# Of φ₄, the highest power first. |z| < 1: the first term left out is below 1/22! of the first one kept.
+_SERIES = np.array([1 / math.factorial(4 + i) for i in reversed(range(18))])
 
 
 def phi_functions(z: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
@@ -23,8 +25,7 @@ def phi_functions(z: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
     near = xp.abs(z) < 1
     z_near = xp.where(near, z, 0)
     z_far = xp.where(near, 1, z)
-    series = [1 / math.factorial(4 + i) for i in reversed(range(_TERMS))]
-    phi4 = xp.polyval(xp.asarray(series, z.dtype), z_near)
+    phi4 = polyval(xp.asarray(_SERIES, z.dtype), z_near)
     phi3 = 1 / 6 + z_near * phi4
     phi2 = 1 / 2 + z_near * phi3
     phi1 = 1 + z_near * phi2

@@ -45,10 +45,9 @@ from typing import ClassVar, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
-import numpy as np
 from jaxtyping import Float
 
-from ..arrays import Array, cond, each, fori_loop, namespace, side_by_side
+from ..arrays import Array, cond, each, fori_loop, namespace, put_row, side_by_side
 from ._deflation import Deflation, rayleigh_ritz, starting_block
 from ._phi import phi_functions
 from ._vector import Field, above_rounding, evaluate, flatten, nudge, scrambled, step_rounding
@@ -183,21 +182,22 @@ def exponential_step(
     num_stages = table.shape[0]
     times = t0 + (h * xp.asarray(_NODES, y.dtype)).astype(xp.result_type(t0))
 
-    def combine(weights, X, xi):
-        inside, outside = h * xp.sum(weights[:, :-1] * xi, axis=0), h * weights[:, -1]
+    inner, outer = h * table[:, :, :-1], h * table[:, :, -1]
+
+    def combine(i, X, xi):
+        inside, outside = xp.sum(inner[i] * xi, axis=0), outer[i]
         return outside @ X + V @ (inside - outside @ xi), inside
 
     def stage(i, stages):
         X, xi = stages
-        u, upsilon = combine(table[i], X, xi)
+        u, upsilon = combine(i, X, xi)
         n = field(times[i], y + u) - field0 - V @ (mu * upsilon)
-        here = (xp.arange(num_stages) == i + 1)[:, None]
-        return xp.where(here, n, X), xp.where(here, n @ V, xi)
+        return put_row(X, i + 1, n), put_row(xi, i + 1, n @ V)
 
-    first = np.arange(num_stages)[:, None] == 0
-    start = xp.where(first, field0, 0), xp.where(first, field0 @ V, 0)
+    X, xi = xp.zeros((num_stages, y.size), y.dtype), xp.zeros((num_stages, mu.size), y.dtype)
+    start = put_row(X, 0, field0), put_row(xi, 0, field0 @ V)
     X, xi = fori_loop(0, num_stages - 1, stage, start)
-    return combine(table[-1], X, xi)[0]
+    return combine(num_stages - 1, X, xi)[0]
 
 
 def hochbruck_ostermann(z: Float[Array, "*S K"]) -> Float[Array, "*S 5 5 K"]:
@@ -220,4 +220,4 @@ def hochbruck_ostermann(z: Float[Array, "*S K"]) -> Float[Array, "*S 5 5 K"]:
         (half1 / 2, a52, a52, a54, none),
         (phi1, none, none, 4 * phi3 - phi2, 4 * phi2 - 8 * phi3),
     )
-    return xp.stack([xp.stack(row, axis=-2) for row in rows], axis=-3)
+    return xp.stack([entry for row in rows for entry in row], axis=-2).reshape(*z.shape[:-1], 5, 5, z.shape[-1])
