@@ -68,7 +68,7 @@ class HostField:
     """The field on NumPy vectors, by a few compiled functions."""
 
     def __init__(self, flow: Flow, problem: Problem):
-        kind = problem.loss_fn, problem.conserved, flow.layout, flow.observables, flow.small
+        kind = problem.loss_fn, problem.conserved, flow.layout, flow.observables, flow.light
         self._programs, self._data = _programs(*kind), problem.data
         self._measures = bool(flow.observables or problem.conserved)
         self._last: tuple[np.ndarray, Measured] | None = None
@@ -130,9 +130,9 @@ class _Programs(NamedTuple):
 
 
 @lru_cache(maxsize=128)
-def _programs(loss_fn, conserved, layout: Layout, observables, small: bool) -> _Programs:
+def _programs(loss_fn, conserved, layout: Layout, observables, light: bool) -> _Programs:
     """Compiled once for every loss and layout."""
-    compiler = quick if small else jax.jit
+    compiler = quick if light else jax.jit
 
     def problem(data: PyTree) -> Problem:
         return Problem(loss_fn, data, dict(conserved))

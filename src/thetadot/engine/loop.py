@@ -17,7 +17,10 @@ from ..arrays import Array, namespace, while_loop
 from ..compile import Program, program
 from ..compile import compiled as compile_
 from ..problem import Problem
-from .field import TERM, HostField, traced
+from ..solvers import curvatures
+from ..solvers._vector import linearized
+from .field import TERM, HostField, TracedField, traced
+from .layout import Layout
 from .record import Field, at_levels, empty_rows, events_a_step, observe
 from .state import Flow, Rows, State
 from .status import Outcome
@@ -111,6 +114,15 @@ def start(flow: Flow, problem: Problem, y: Float[Array, " P"], t1: Array) -> tup
 def restart(flow: Flow, problem: Problem, state: State) -> State:
     """`restarted`, compiled."""
     return restarted(flow, traced(flow, problem), state)
+
+
+def spectrum(flow: Flow, problem: Problem, y: Float[Array, " P"]) -> Float[Array, " M"]:
+    """The outlying curvatures at y, compiled."""
+    return compile_(_spectrum, flow.small, loops=True)(flow.layout, problem, y)
+
+
+def _spectrum(layout: Layout, problem: Problem, y: Float[Array, " P"]) -> Float[Array, " M"]:
+    return curvatures(linearized(TracedField(problem, layout, ()).velocity, y).times, y)
 
 
 @contextmanager

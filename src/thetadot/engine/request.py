@@ -21,6 +21,7 @@ STANDING = ("loss", "grad_norm", "dissipation")
 _DIRECTIONS = {"up": 1, "down": -1}
 _CHUNK_BYTES = 2**26  # of rows held on the device between two visits to the host
 _SMALL = 1024  # numbers in an array that a kernel goes through in a microsecond
+_LIGHT = 2**17  # in one that code without optimization goes through in tenths of a millisecond
 _RESOLUTION = 1000  # smallest rtol, in units of the machine epsilon
 
 
@@ -80,7 +81,7 @@ class Request:
             raise ValueError(f"`stop`={self.stop!r} must name one of the crossings; got {known}.")
         grid = None if self.ts is None else _padded(_check_grid(self.ts, float(self.t1)), dtype)
         bytes_per_row = 8 + sum(math.prod(x.shape) * x.dtype.itemsize for x in row.values())
-        tolerance = np.asarray(self.rtol, dtype)
+        tolerance, largest = np.asarray(self.rtol, dtype), largest_array(self.problem, start)
         return Flow(
             solver=choose_solver(self.solver, tolerance),
             controller=DisplacementController(tolerance),
@@ -94,7 +95,8 @@ class Request:
             grid=grid,
             asks_from=np.asarray(0),
             may_switch=isinstance(self.solver, str) and self.solver == "auto",
-            small=largest_array(self.problem, start) <= _SMALL,
+            light=largest <= _LIGHT,
+            small=largest <= _SMALL,
             capacity=len(grid) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096)),
         )
 

@@ -16,7 +16,6 @@ from ..solvers import (
     KrylovExponential,
     Policy,
     better_rank,
-    curvatures,
     is_worth_a_race,
 )
 from .lapack import one_lapack_thread
@@ -114,10 +113,8 @@ class Run:
         """Measures the outlying curvature and takes the rank, or the method, that it asks for."""
         solver = self.flow.solver
         assert isinstance(solver, DeflatedExponential)  # no other solver is ever strained
-        y = np.asarray(self.state.y)
-        with np.errstate(all="ignore"):
-            spectrum = curvatures(self.tiers.field(self.flow).jacobian(y).times, y)
-        rank = better_rank(solver.rank, spectrum, y.size)
+        spectrum = self.tiers.spectrum(self.flow, self.state)
+        rank = better_rank(solver.rank, spectrum, self.state.y.size)
         held = (
             f"|λ_{solver.rank + 1}| = {spectrum[min(solver.rank, spectrum.size - 1)]:.2g} of the Hessian held its steps"
         )

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from ..problem import Problem
+from ..solvers import curvatures
 from . import loop
 from .field import HostField
 from .loop import Chunk
@@ -72,13 +73,21 @@ class Tiers:
         with np.errstate(all="ignore"):
             return loop.restarted(flow, self.field(flow), jax.tree.map(np.asarray, state))
 
+    def spectrum(self, flow: Flow, state: State) -> np.ndarray:
+        """The outlying curvatures of the Hessian, in decreasing order."""
+        y = np.asarray(state.y)
+        if self._is_compiled(flow) or _work.get(self._kind(flow, state), 0) >= _WORK + _HEAD_START:
+            return np.asarray(loop.spectrum(flow, self.problem, y))
+        with np.errstate(all="ignore"):
+            return curvatures(self.field(flow).jacobian(y).times, y)
+
     def advance(self, flow: Flow, state: State, t1: np.ndarray, max_steps: int) -> Chunk:
         """Up to `max_steps` steps; fewer on the host, which decides again who goes on."""
         args = flow, self.problem, state, t1, np.asarray(max_steps)
         program = loop.compiled(flow)
         if self._is_compiled(flow):
             return program(*args)
-        kind = _kind(flow, self.problem, state)
+        kind = self._kind(flow, state)
         work = _work.get(kind, 0)
         if work >= _WORK + _HEAD_START:
             return program(*args)
@@ -96,8 +105,7 @@ class Tiers:
     def _is_compiled(self, flow: Flow) -> bool:
         return self._at_once or not flow.solver.runs_on_host
 
-
-def _kind(flow: Flow, problem: Problem, state: State) -> Any:
-    """What flows that share a loop have in common."""
-    leaves, structure = jax.tree.flatten((flow, problem, state))
-    return structure, *((np.shape(x), x.dtype) if hasattr(x, "dtype") else x for x in leaves)
+    def _kind(self, flow: Flow, state: State) -> Any:
+        """What flows that share a loop have in common."""
+        leaves, structure = jax.tree.flatten((flow, self.problem, state))
+        return structure, *((np.shape(x), x.dtype) if hasattr(x, "dtype") else x for x in leaves)
