@@ -18,9 +18,17 @@ Array = Any
 T = TypeVar("T")
 
 
+_OF_HOST = (np.ndarray, np.generic, bool, int, float)
+
+
 def is_host(x: Any) -> bool:
     """Whether an array is NumPy's; Python's numbers are."""
-    return isinstance(x, np.ndarray | np.generic | bool | int | float)
+    return isinstance(x, _OF_HOST)
+
+
+def to_host(tree: T) -> T:
+    """The same tree with NumPy's arrays in place of JAX's; what else is in it stays."""
+    return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, tree)
 
 
 def namespace(x: Array) -> Any:
@@ -92,12 +100,9 @@ def polyval(coefficients: Array, z: Array) -> Array:
         return jnp.polyval(coefficients, z)
     # By sixes (Paterson and Stockmeyer 1973): a third of the calls of Horner's rule.
     powers = np.empty((6, *z.shape), z.dtype)
-    powers[5], powers[4] = 1, z
-    np.multiply(z, z, out=powers[3])
-    np.multiply(powers[3], z, out=powers[2])
-    np.multiply(powers[3], powers[3], out=powers[1])
-    np.multiply(powers[3], powers[2], out=powers[0])
-    sixth = powers[2] * powers[2]
+    powers[5], powers[4], powers[3] = 1, z, z * z
+    powers[2], powers[1] = powers[3] * z, powers[3] * powers[3]
+    powers[0], sixth = powers[3] * powers[2], powers[2] * powers[2]
     value, *parts = (coefficients.reshape(-1, 6) @ powers.reshape(6, -1)).reshape(-1, *z.shape)
     for part in parts:
         value = value * sixth + part

@@ -37,7 +37,7 @@ def gradient_flow(
         t1: where to end. A flow that converges to rounding earlier rests there until `t1`.
         ts: times to record, increasing, within [0, t1]. None records every accepted step of the solver, which is
             where things happen: few on a plateau, many in a descent.
-        observables: name -> `fn(params, data) -> array`, evaluated inside the compiled loop. `loss`, `grad_norm` and
+        observables: name -> `fn(params, data) -> array`, evaluated where the flow is recorded. `loss`, `grad_norm` and
             `dissipation` are always there. Pass the same function objects again and nothing is compiled again.
         crossings: name -> (observable, level) or (observable, level, "up" | "down"). Every crossing is located on
             the dense output and recorded; none ends the flow.
@@ -45,7 +45,7 @@ def gradient_flow(
         solver: "auto", another name in `thetadot.solvers.SOLVERS`, or any adaptive `diffrax.AbstractSolver`.
         rtol: bound on the local error of a step relative to the distance it moves. Relative errors of escape times
             are of this order; `crossing_times` measures them.
-        progress: True for a live line on stderr, or a function of a `Report`, called between compiled chunks.
+        progress: True for a live line on stderr, or a function of a `Report`, called now and then, between two steps.
         max_steps: steps tried before giving up, so that nothing runs for ever.
 
     Returns:

@@ -70,7 +70,7 @@ class Arguments:
                 kinds += leaf.aval, leaf.sharding
             elif isinstance(leaf, _ARRAYS):
                 self.arrays.append(leaf)
-                kinds += leaf.shape, leaf.dtype
+                kinds += leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)
             else:
                 kinds += type(leaf), leaf
         settings = config.jax_enable_x64, config.jax_default_matmul_precision

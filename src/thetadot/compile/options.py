@@ -33,9 +33,9 @@ def known(options: dict[str, Any]) -> dict[str, Any]:
 def is_of_unknown_option(error: Exception) -> bool:
     """Whether XLA denied an option, which is then asked for no more."""
     found = _NO_SUCH_OPTION.search(str(error))
-    if found is None or found[1] in _unknown:
+    if found is None:
         return False
-    _unknown.add(found[1])
+    _unknown.add(found[1])  # perhaps again: another thread may have met it too
     return True
 
 

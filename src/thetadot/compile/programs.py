@@ -75,10 +75,12 @@ def quick(fn: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         nonlocal jitted
         while True:
-            if jitted is None:
-                jitted = jax.jit(fn, compiler_options=known(QUICK) if jax.default_backend() == "cpu" else None)
+            current = jitted
+            if current is None:
+                options = known(QUICK) if jax.default_backend() == "cpu" else None
+                current = jitted = jax.jit(fn, compiler_options=options)
             try:
-                return jitted(*args, **kwargs)
+                return current(*args, **kwargs)
             except RuntimeError as error:
                 if not is_of_unknown_option(error):
                     raise

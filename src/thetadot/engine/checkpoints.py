@@ -90,7 +90,16 @@ def _digest(run: Run) -> str:
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(fixed) if _is_array(leaf)]
     names = [name for name, _ in (*flow.observables, *run.problem.conserved)]
     made_by = {key: value for key, value in provenance().items() if key in _MADE_BY}
-    words = [made_by, run.choices[0], flow.crossing_names, flow.stop, names, *((a.shape, str(a.dtype)) for a in arrays)]
+    words = [
+        made_by,
+        run.choices[0],
+        repr(flow.solver),
+        flow.layout.shapes,
+        flow.crossing_names,
+        flow.stop,
+        names,
+        *((a.shape, str(a.dtype)) for a in arrays),
+    ]
     digest = hashlib.sha256(json.dumps(words).encode())
     for array in arrays:
         digest.update(array.tobytes())

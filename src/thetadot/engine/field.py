@@ -1,7 +1,8 @@
 """The field θ̇ = −∇L on vectors, with all that is measured at a point: traced inside a loop, or called on the host.
 
 The two kinds answer the same questions. What the host calls is compiled on its own, value with gradient, products with
-the Hessian and observables, in the way that takes the compiler the least time: this is all that a first flow waits for.
+the Hessian and observables, in the way that takes the compiler the least time where arrays are not large: this is all that a
+first flow waits for.
 """
 
 from collections.abc import Callable, Collection
@@ -23,6 +24,7 @@ from .layout import Layout
 from .state import Flow
 
 _ROWS = 16  # vectors that one call multiplies with the Hessian, at most
+_ROOM = 2**20  # numbers in them
 
 
 class Measured(NamedTuple):
@@ -112,10 +114,10 @@ class HostField:
 
     def _products(self, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
         if self._block is None:
-            self._block = np.zeros((_ROWS, y.size), y.dtype)
+            self._block = np.zeros((max(1, min(_ROWS, _ROOM // y.size)), y.size), y.dtype)
         images = []
-        for start in range(0, len(rows), _ROWS):
-            some = rows[start : start + _ROWS]
+        for start in range(0, len(rows), len(self._block)):
+            some = rows[start : start + len(self._block)]
             self._block[: len(some)] = some
             self.num_calls += 1
             image = self._programs.products(self._data, y, self._block, len(some))

@@ -88,10 +88,11 @@ def restarted(flow: Flow, field: Field, state: State) -> State:
 def on_host(flow: Flow, field: HostField, state: State, t1: Array, max_steps: int) -> Chunk:
     """`several_steps` of NumPy arrays, without a compiler."""
     with np.errstate(all="ignore"):
-        return several_steps(flow, field, jax.tree.map(np.asarray, state), t1, max_steps)
+        return several_steps(flow, field, state, t1, max_steps)
 
 
 def _several_steps(flow: Flow, problem: Problem, state: State, t1: Array, max_steps: Array) -> Chunk:
+    state, t1, max_steps = jax.tree.map(jnp.asarray, (state, t1, max_steps))  # they are JAX's, but under `disable_jit`
     return several_steps(flow, traced(flow, problem), state, t1, max_steps)
 
 

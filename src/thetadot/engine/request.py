@@ -25,7 +25,7 @@ _LIGHT = 2**17  # in one that code without optimization goes through in tenths o
 _RESOLUTION = 1000  # smallest rtol, in units of the machine epsilon
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """A flow that is asked for: the arguments of `gradient_flow`. Raises a ValueError where they make no sense."""
 

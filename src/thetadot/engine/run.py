@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -45,8 +44,8 @@ class Run:
     def __init__(self, flow: Flow, problem: Problem, params0: np.ndarray, t1: float, max_steps: int):
         self.flow, self.problem, self.params0, self.max_steps = flow, problem, params0, max_steps
         self.t1 = np.asarray(t1, flow.levels.dtype)
-        self.tiers = Tiers(problem)
-        self.policy = Policy(flow.may_switch)
+        self.tiers = Tiers(flow, problem)
+        self.policy = Policy()
         self.wanted: tuple[int, ...] | None = None  # crossings: the flow is left once each has been found
         self.choices = [f"t = 0: {flow.solver.label}, {'to begin with' if flow.may_switch else 'as asked'}"]
 
@@ -56,9 +55,9 @@ class Run:
         with one_lapack_thread():
             self.state, row0 = self.tiers.start(flow, self.params0, self.t1)
         self.log = Log({name: np.asarray(x) for name, x in row0.items()}, len(flow.crossing_names))
-        if flow.grid is None or (flow.grid.size > 0 and float(flow.grid[0]) == 0):
+        if flow.grid is None or float(flow.grid[0]) == 0:
             self.log.append(np.zeros(1), {name: x[None] for name, x in self.log.row0.items()})
-            self.state = self.state._replace(saved=np.asarray(1))
+            self.state = self.state._replace(saved=np.ones_like(self.state.saved))
 
     @property
     def outcome(self) -> Outcome:
@@ -73,7 +72,7 @@ class Run:
     @property
     def params1(self) -> PyTree:
         """The parameters where the flow is."""
-        return self.flow.layout.unravel(np.asarray(self.state.y))
+        return self.flow.layout.unravel(self.state.y)
 
     def drive(self, show: Callable[[Report], None] | None = None) -> None:
         """Runs chunk after chunk until the flow has an outcome or its steps are used up."""
@@ -83,7 +82,7 @@ class Run:
                 strained = self._advance(self._chunk(bool(show)))
                 if show:
                     show(self._report(time.perf_counter() - began))
-                if strained and not self.satisfied():
+                if strained and self.unfinished():
                     self._relieve()
         if self.outcome == Outcome.RESTED:
             self._rest()
@@ -119,7 +118,7 @@ class Run:
             f"|λ_{solver.rank + 1}| = {spectrum[min(solver.rank, spectrum.size - 1)]:.2g} of the Hessian held its steps"
         )
         if rank != solver.rank:
-            larger, solver_state = solver.widened(_on_host(self.state.solver_state), rank)
+            larger, solver_state = solver.widened(self.state.solver_state, rank)
             beyond = spectrum[rank] if rank < spectrum.size else 0.0
             self._use(larger, f"{held}, and there is no more than {beyond:.1g} beyond {rank} directions")
             self.state = self.state._replace(solver_state=solver_state)
@@ -130,13 +129,13 @@ class Run:
 
     def _race(self, held: str) -> None:
         """Goes on for some steps with either method, and then with the one that got farther for its work."""
-        deflated, policy = self.flow.solver, self.policy
-        self._follow(policy.refused(self.num_steps))
+        deflated, policy = self.flow.solver, self.policy.refused(self.num_steps)
+        self._follow(policy)
         speed = self._speed()
         self._use(KrylovExponential(), f"{held} and no larger rank pays: on trial")
         self.state = self.tiers.restart(self.flow, self.state)
         gain = self._speed() / max(speed, 1e-300)
-        if gain < _GAIN and self.unfinished():
+        if gain < _GAIN:
             self._use(deflated, f"KrylovExponential went only {gain:.2g} times as far for its work")
             self.state = self.tiers.restart(self.flow, self.state)
             self._follow(policy.refused(self.num_steps))
@@ -164,8 +163,8 @@ class Run:
         """A flow that has converged stays where it is: at `t1`, and at the save times still to come."""
         grid = self.flow.grid
         left = self.t1[None] if grid is None else grid[int(self.state.saved) :]
-        s = _on_host(self.state)
-        row = observe(self.flow, self.tiers.field(self.flow), s.y, s.loss, s.grad, s.dissipation)
+        s = self.state
+        row = observe(self.flow, self.tiers.field, s.y, s.loss, s.grad, s.dissipation)
         self.log.hold(left[np.isfinite(left)], {name: np.asarray(x) for name, x in row.items()})
 
     def _report(self, elapsed: float) -> Report:
@@ -173,7 +172,3 @@ class Run:
         chunks = tuple((ts, rows["loss"]) for ts, rows in zip(self.log.ts, self.log.rows, strict=True))
         grad_norm = float(np.linalg.norm(np.asarray(state.grad)))
         return Report(float(state.t), float(self.t1), float(state.loss), grad_norm, self.num_steps, speed, chunks)
-
-
-def _on_host(tree: PyTree) -> PyTree:
-    return jax.tree.map(np.asarray, tree)

@@ -55,14 +55,14 @@ def _conservation(run: Run) -> dict[str, float]:
     if not problem.conserved:
         return {}
     signs = np.random.default_rng(0).choice(np.array([-1, 1], y.dtype), (_PROBES, y.size))
-    scales = _scales(problem.conserved, run.flow.layout)(problem.data, y, signs)
+    scales = _scales(problem.conserved, run.flow.layout, run.flow.light)(problem.data, y, signs)
     names = [name for name, _ in problem.conserved]
     pairs = zip(names, run.state.drift, scales, strict=True)
     return {name: float(d) / float(s) if float(s) > 0 else float(d) for name, d, s in pairs}
 
 
 @lru_cache(maxsize=128)
-def _scales(conserved: tuple, layout: Layout):
+def _scales(conserved: tuple, layout: Layout, light: bool):
     """(data, y, signs) -> the scale of each invariant, compiled."""
 
     def scale(fn, data, y: Float[Array, " P"], signs: Float[Array, "K P"]):
@@ -72,4 +72,5 @@ def _scales(conserved: tuple, layout: Layout):
 
         return jnp.sqrt(jnp.mean(jax.lax.map(change, signs)))
 
-    return quick(lambda data, y, signs: [scale(fn, data, y, signs) for _, fn in conserved])
+    compiler = quick if light else jax.jit
+    return compiler(lambda data, y, signs: [scale(fn, data, y, signs) for _, fn in conserved])

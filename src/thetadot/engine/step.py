@@ -16,12 +16,10 @@ from ..arrays import Array, cond, each, namespace, side_by_side
 from ..crossings import locate, sign_changes
 from ..solvers import few_steps_left
 from .accept import STEPS_AT_REST, crawling, is_sound, resting, retried, unless_sound
-from .field import TERM, HostField, TracedField
-from .record import LOBATTO, at_levels, in_any_lane, knots, levels_at, record, record_crossings
+from .field import TERM
+from .record import LOBATTO, Field, at_levels, in_any_lane, knots, levels_at, record, record_crossings
 from .state import Flow, Rows, State
 from .status import Outcome
-
-Field = TracedField | HostField
 
 # ∫₀ˣ of the cubic through values at the knots = (x, x², x³, x⁴) · _ANTIDERIVATIVE · values; at x = 1 these are the
 # Gauss–Lobatto weights 1/12, 5/12, 5/12, 1/12.

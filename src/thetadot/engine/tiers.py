@@ -6,7 +6,7 @@ trace its loop, in one long flow or in many, the loop is compiled in another pro
 end of a step. Both are one text (`several_steps`), and take the same steps up to rounding.
 
 **The same calls give the same bits.** Who takes a step depends on a count alone, never on a clock: how often the host
-has called the field of this kind of flow in this process. Where the loop is due and not compiled yet, it is waited for.
+has called the field of this kind of flow in this process (in one thread: several count together). Where the loop is due and not compiled yet, it is waited for.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..arrays import to_host
 from ..problem import Problem
 from ..solvers import curvatures
 from . import loop
@@ -28,7 +29,7 @@ from .state import Flow, State
 _WORK = 20_000  # calls of the field from the host, about a second, after which the loop is compiled
 _HEAD_START = 40_000  # calls from there until the loop is used: about as long as it takes to compile
 _CHUNK_STEPS = 32  # on the host, between two looks at these numbers
-_KINDS = 4096  # remembered; then all are forgotten
+_KINDS = 512  # remembered, the latest
 
 _work: dict[Any, int] = {}  # kind of flow -> calls of its field from the host
 _lock = Lock()
@@ -46,60 +47,57 @@ def compiled_at_once() -> Iterator[None]:
 
 
 class Tiers:
-    """The two ways to advance one flow."""
+    """The two ways to advance one flow. States are NumPy's between two calls, whoever made them.
 
-    def __init__(self, problem: Problem):
+    Args:
+        flow: the flow as it begins.
+        problem: the loss and its data.
+    """
+
+    def __init__(self, flow: Flow, problem: Problem):
         self.problem = problem
+        self.field = HostField(flow, problem)
         self._at_once = _at_once.get() or jax.default_backend() != "cpu"
-        self._fields: dict[Any, HostField] = {}
-
-    def field(self, flow: Flow) -> HostField:
-        """The field for the host."""
-        if flow.observables not in self._fields:
-            self._fields[flow.observables] = HostField(flow, self.problem)
-        return self._fields[flow.observables]
 
     def start(self, flow: Flow, y: np.ndarray, t1: np.ndarray) -> tuple[State, dict[str, Any]]:
         """The state at t = 0 and its row."""
         if self._is_compiled(flow):
-            return jax.tree.map(np.asarray, loop.start(flow, self.problem, y, t1))
+            return to_host(loop.start(flow, self.problem, y, t1))
         with np.errstate(all="ignore"):
-            return loop.first_state(flow, self.field(flow), y, t1)
+            return loop.first_state(flow, self.field, y, t1)
 
     def restart(self, flow: Flow, state: State) -> State:
         """The same point of a flow with a fresh state of its solver."""
         if self._is_compiled(flow):
-            return loop.restart(flow, self.problem, state)
+            return to_host(loop.restart(flow, self.problem, state))
         with np.errstate(all="ignore"):
-            return loop.restarted(flow, self.field(flow), jax.tree.map(np.asarray, state))
+            return loop.restarted(flow, self.field, state)
 
     def spectrum(self, flow: Flow, state: State) -> np.ndarray:
         """The outlying curvatures of the Hessian, in decreasing order."""
-        y = np.asarray(state.y)
-        if self._is_compiled(flow) or _work.get(self._kind(flow, state), 0) >= _WORK + _HEAD_START:
-            return np.asarray(loop.spectrum(flow, self.problem, y))
+        if self._is_compiled(flow):
+            return np.asarray(loop.spectrum(flow, self.problem, state.y))
         with np.errstate(all="ignore"):
-            return curvatures(self.field(flow).jacobian(y).times, y)
+            return curvatures(self.field.jacobian(state.y).times, state.y)
 
     def advance(self, flow: Flow, state: State, t1: np.ndarray, max_steps: int) -> Chunk:
         """Up to `max_steps` steps; fewer on the host, which decides again who goes on."""
         args = flow, self.problem, state, t1, np.asarray(max_steps)
-        program = loop.compiled(flow)
-        if self._is_compiled(flow):
-            return program(*args)
-        kind = self._kind(flow, state)
-        work = _work.get(kind, 0)
-        if work >= _WORK + _HEAD_START:
-            return program(*args)
+        kind, work = None, _WORK + _HEAD_START
+        if not self._is_compiled(flow):
+            kind = self._kind(flow, state)
+            work = _work.get(kind, 0)
         if work >= _WORK:
+            program = loop.compiled(flow)
+            if work >= _WORK + _HEAD_START:
+                return to_host(program(*args))
             program.prepare(*args)
-        field = self.field(flow)
-        before = field.num_calls
-        chunk = loop.on_host(flow, field, state, t1, min(max_steps, _CHUNK_STEPS))
+        before = self.field.num_calls
+        chunk = loop.on_host(flow, self.field, state, t1, min(max_steps, _CHUNK_STEPS))
         with _lock:
-            if len(_work) >= _KINDS:
-                _work.clear()
-            _work[kind] = _work.get(kind, 0) + field.num_calls - before
+            _work[kind] = _work.pop(kind, 0) + self.field.num_calls - before
+            while len(_work) > _KINDS:
+                del _work[next(iter(_work))]
         return chunk
 
     def _is_compiled(self, flow: Flow) -> bool:

@@ -66,9 +66,12 @@ def eigh(matrix: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, 
     """Eigenvalues and vectors of a symmetric matrix; NaN for one that is not finite, in either namespace."""
     if not is_host(matrix):
         return jnp.linalg.eigh(matrix)
-    if not np.all(np.isfinite(matrix)):
+    try:
+        values, vectors = np.linalg.eigh(matrix) if np.all(np.isfinite(matrix)) else (None, None)
+    except np.linalg.LinAlgError:  # it did not converge
+        values = vectors = None
+    if values is None or vectors is None:
         return np.full_like(matrix[0], np.nan), np.full_like(matrix, np.nan)
-    values, vectors = np.linalg.eigh(matrix)
     return values, vectors
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..arrays import Array, fori_loop, namespace, put
+from ._deflation import eigh
 from ._vector import scrambled
 from .base import AbstractFlowSolver, fitted
 from .deflated import DeflatedExponential
@@ -68,12 +69,10 @@ class Policy:
     steps, and each time for twice as many.
 
     Attributes:
-        may_switch: False for a solver that the user chose.
         asks_from: steps tried before the solver is asked whether it is strained.
         patience: steps to wait after the next refusal.
     """
 
-    may_switch: bool
     asks_from: int = 0
     patience: int = _PATIENCE
 
@@ -84,7 +83,7 @@ class Policy:
 
     def switched(self) -> "Policy":
         """The solver was exchanged: everything is open again."""
-        return Policy(self.may_switch)
+        return Policy()
 
 
 def few_steps_left(left: Array, step: Array) -> Array:
@@ -143,4 +142,4 @@ def curvatures(product: Callable[[Array], Array], y: Float[Array, " P"]) -> Floa
     basis = xp.concatenate([start / xp.linalg.norm(start), xp.zeros((num, y.size), y.dtype)])
     basis, images = fori_loop(0, num, extend, (basis, xp.zeros((num, y.size), y.dtype)))
     projected = basis[:num] @ images.T
-    return xp.sort(xp.abs(xp.linalg.eigvalsh((projected + projected.T) / 2)))[::-1]
+    return xp.sort(xp.abs(eigh((projected + projected.T) / 2)[0]))[::-1]
