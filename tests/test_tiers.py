@@ -114,7 +114,7 @@ def test_counts_decide_when_the_loop_takes_over(taken, monkeypatch):
     monkeypatch.setattr(tiers, "_work", {})
     monkeypatch.setattr(tiers, "_CHUNK_STEPS", num_steps // 4)
     monkeypatch.setattr(tiers, "_WORK", 1)
-    monkeypatch.setattr(tiers, "_HEAD_START", 1)
+    monkeypatch.setattr(tiers, "_HEAD_START", 20 * (num_steps // 4))  # a step calls the field nearly as often
     taken.clear()
     traj = solve(pair)
     assert taken[0] == "host" and taken[-3:] == ["prepared", "host", "loop"]

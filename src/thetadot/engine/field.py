@@ -1,8 +1,8 @@
 """The field θ̇ = −∇L on vectors, with all that is measured at a point: traced inside a loop, or called on the host.
 
-The two kinds answer the same questions. What the host calls is compiled on its own, value with gradient, products with
-the Hessian and observables, in the way that takes the compiler the least time where arrays are not large: this is all that a
-first flow waits for.
+The two kinds answer the same questions. What the host calls is compiled on its own (value with gradient, products with
+the Hessian, observables), where arrays are not large in the way that takes the compiler the least time: this is all
+that a first flow waits for.
 """
 
 from collections.abc import Callable, Collection

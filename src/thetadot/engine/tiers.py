@@ -6,7 +6,8 @@ trace its loop, in one long flow or in many, the loop is compiled in another pro
 end of a step. Both are one text (`several_steps`), and take the same steps up to rounding.
 
 **The same calls give the same bits.** Who takes a step depends on a count alone, never on a clock: how often the host
-has called the field of this kind of flow in this process (in one thread: several count together). Where the loop is due and not compiled yet, it is waited for.
+has called the field of this kind of flow in this process (threads count together). Where the loop is due and not
+compiled yet, it is waited for.
 """
 
 from collections.abc import Iterator
