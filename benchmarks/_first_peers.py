@@ -267,5 +267,8 @@ PEERS = {
     "CVODE-GMRES": Solver(sundials_solver("gmres", True), _SUNDIALS),
     "CVODE-GMRES-free": Solver(sundials_solver("gmres", False), _SUNDIALS),
 }
-OURS = {name: Solver(thetadot_solver, ("thetadot",), tolerances=(1.0,)) for name in ("thetadot", "parent")}
+OURS = {
+    name: Solver(thetadot_solver, ("thetadot", "thetadot.flow", "thetadot.stages"), tolerances=(1.0,))
+    for name in ("thetadot", "parent")
+}
 SOLVERS = OURS | PEERS

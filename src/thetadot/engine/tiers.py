@@ -28,7 +28,7 @@ from .loop import Chunk
 from .state import Flow, State
 
 _WORK = 20_000  # calls of the field from the host, about a second, after which the loop is compiled
-_HEAD_START = 40_000  # calls from there until the loop is used: about as long as it takes to compile
+_HEAD_START = 20_000  # calls from there until the loop is used: about as long as it takes to compile
 _CHUNK_STEPS = 32  # on the host, between two looks at these numbers
 _KINDS = 512  # remembered, the latest
 
