@@ -95,6 +95,7 @@ class Request:
             grid=grid,
             asks_from=np.asarray(0),
             may_switch=isinstance(self.solver, str) and self.solver == "auto",
+            weight=1 + largest // _SMALL,
             light=largest <= _LIGHT,
             small=largest <= _SMALL,
             capacity=len(grid) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096)),

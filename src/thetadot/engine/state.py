@@ -32,6 +32,7 @@ class Flow:
     asks_from: Array  # steps tried, from which the loop is left when the solver is strained
     may_switch: bool = field(metadata=_STATIC)  # whether it is left for that at all
     capacity: int = field(metadata=_STATIC)  # rows a chunk can hold
+    weight: int = field(metadata=_STATIC)  # of a call of its field, in calls with small arrays
     light: bool = field(metadata=_STATIC)  # of arrays so small that code which is not optimized will do on the host
     small: bool = field(metadata=_STATIC)  # of arrays so small that their kernels need no care
     lanes: str | None = field(default=None, metadata=_STATIC)  # the axis of `vmap`, where flows run under one

@@ -6,8 +6,8 @@ trace its loop, in one long flow or in many, the loop is compiled in another pro
 end of a step. Both are one text (`several_steps`), and take the same steps up to rounding.
 
 **The same calls give the same bits.** Who takes a step depends on a count alone, never on a clock: how often the host
-has called the field of this kind of flow in this process (threads count together). Where the loop is due and not
-compiled yet, it is waited for.
+has called the field of this kind of flow in this process, weighed by its largest array (threads count together). Where
+the loop is due and not compiled yet, it is waited for.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from .field import HostField
 from .loop import Chunk
 from .state import Flow, State
 
-_WORK = 20_000  # calls of the field from the host, about a second, after which the loop is compiled
+_WORK = 20_000  # calls of a small field from the host, about a second, after which the loop is compiled
 _HEAD_START = 20_000  # calls from there until the loop is used: about as long as it takes to compile
 _CHUNK_STEPS = 32  # on the host, between two looks at these numbers
 _KINDS = 512  # remembered, the latest
@@ -96,7 +96,7 @@ class Tiers:
         before = self.field.num_calls
         chunk = loop.on_host(flow, self.field, state, t1, min(max_steps, _CHUNK_STEPS))
         with _lock:
-            _work[kind] = _work.pop(kind, 0) + self.field.num_calls - before
+            _work[kind] = _work.pop(kind, 0) + flow.weight * (self.field.num_calls - before)
             while len(_work) > _KINDS:
                 del _work[next(iter(_work))]
         return chunk
