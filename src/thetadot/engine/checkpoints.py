@@ -93,7 +93,6 @@ def _digest(run: Run) -> str:
     words = [
         made_by,
         run.choices[0],
-        repr(flow.solver),
         flow.layout.shapes,
         flow.crossing_names,
         flow.stop,
