@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import thetadot as td
-from thetadot.engine import Request, drive_together
+from thetadot.engine import Request, compiled_at_once, drive_together
 from thetadot.engine import together as module
 from thetadot.flow import begin_flow, end_flow
 from thetadot.models import linear
@@ -28,10 +28,11 @@ def layers(init_scale, size=3, seed=0, depth=2):
 
 def together(starts, t1, width, solver="auto", rtol=1e-4, max_steps=10_000, crossings=CROSSINGS, ts=None):
     """Trajectories in the order of their starts, and the order in which they ended."""
-    ongoing = [
-        begin_flow(Request(problem, params0, t1, ts, {}, crossings, None, solver, rtol, max_steps))
-        for problem, params0 in starts
-    ]
+    with compiled_at_once():
+        ongoing = [
+            begin_flow(Request(problem, params0, t1, ts, {}, crossings, None, solver, rtol, max_steps))
+            for problem, params0 in starts
+        ]
     place = {id(flow.run): i for i, flow in enumerate(ongoing)}
     waiting = deque(flow.run for flow in ongoing)
     order = [place[id(run)] for run in drive_together(lambda: waiting.popleft() if waiting else None, width)]
@@ -40,7 +41,9 @@ def together(starts, t1, width, solver="auto", rtol=1e-4, max_steps=10_000, cros
 
 
 def alone(start, t1, solver="auto", rtol=1e-4, max_steps=10_000, crossings=CROSSINGS, ts=None):
-    return td.gradient_flow(start[0], start[1], t1, ts, None, crossings, None, solver, rtol, False, max_steps)
+    """By the same compiled loop: where a flow blows up, the rounding of another tier may cost a step more."""
+    with compiled_at_once():
+        return td.gradient_flow(start[0], start[1], t1, ts, None, crossings, None, solver, rtol, False, max_steps)
 
 
 def assert_same(one, other):

@@ -79,5 +79,5 @@ def test_the_loser_of_a_race_hands_back_and_is_asked_ever_more_rarely(monkeypatc
     traj = td.gradient_flow(problem, params0, 200.0, rtol=1e-3)
     assert traj.stats["solver"] == "DeflatedExponential(rank=8)"
     trials = sum("on trial" in choice for choice in traj.stats["choices"])
-    assert traj.stats["num_steps"] > 5000 and 2 <= trials <= 4  # after 120 steps, then 240, 480, 1000
+    assert traj.stats["num_steps"] > 5000 and 2 <= trials <= 4  # ever more rarely, up to one in 4000
     assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, atol=0.1), traj.params1, auto.params1))

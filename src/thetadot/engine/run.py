@@ -135,7 +135,7 @@ class Run:
         self._use(KrylovExponential(), f"{held} and no larger rank pays: on trial")
         self.state = self.tiers.restart(self.flow, self.state)
         gain = self._speed() / max(speed, 1e-300)
-        if gain < _GAIN:
+        if gain < _GAIN and self.unfinished():
             self._use(deflated, f"KrylovExponential went only {gain:.2g} times as far for its work")
             self.state = self.tiers.restart(self.flow, self.state)
             self._follow(policy.refused(self.num_steps))

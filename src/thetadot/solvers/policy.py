@@ -31,7 +31,7 @@ _MANY_PARAMETERS = 1000  # from which no rank beyond the cheap one is tried
 _CLIFF = 1e-3  # height of what is left beyond the outliers, relative to the first that is not deflated
 _BLOCK = 0.1  # height that an outlier has at least, likewise
 _PATIENCE = 120  # steps after a refusal before the spectrum is looked at again
-_MOST_PATIENCE = 1000
+_MOST_PATIENCE = 4000
 _FEW = 50  # steps of the present length: about twice what a look at the spectrum costs
 _FAR = 2000  # from which another method is worth a race
 
