@@ -23,7 +23,7 @@ from ..solvers._vector import Jacobian
 from .layout import Layout
 from .state import Flow
 
-_ROWS = 16  # vectors that one call multiplies with the Hessian, at most
+_ROWS = 9  # vectors that one call multiplies with the Hessian, at most: eight directions and the rounding
 _ROOM = 2**20  # numbers in them
 
 
@@ -74,18 +74,21 @@ class HostField:
         self._programs, self._data = _programs(*kind), problem.data
         self._measures = bool(flow.observables or problem.conserved)
         self._last: tuple[np.ndarray, Measured] | None = None
-        self._block: np.ndarray | None = None
+        self._known = np.zeros(0), np.zeros(0)  # the latest point, and (L, ∇L) there
         self.num_calls = 0  # of compiled functions
 
     def value_and_grad(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"]]:
-        """(L, ∇L)."""
-        self.num_calls += 1
-        both = np.asarray(self._programs.value_and_grad(self._data, y))
+        """(L, ∇L). The end of a step is asked for twice: by the solver, and where the step is looked at."""
+        if not np.array_equal(self._known[0], y):
+            self.num_calls += 1
+            self._known = y.copy(), np.asarray(self._programs.value_and_grad(self._data, y))
+        both = self._known[1]
         return both[0], both[1:]
 
     def values_and_grads(self, points: Float[Array, "K P"]) -> tuple[Float[Array, " K"], Float[Array, "K P"]]:
-        """The same at several points."""
-        return each(self.value_and_grad)(points)
+        """The same at several points, the last one first."""
+        values, grads = each(self.value_and_grad)(points[::-1])
+        return values[::-1], grads[::-1]
 
     def velocity(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
         """−∇L."""
@@ -113,21 +116,23 @@ class HostField:
         return self._last[1]
 
     def _products(self, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        if self._block is None:
-            self._block = np.zeros((max(1, min(_ROWS, _ROOM // y.size)), y.size), y.dtype)
+        """By blocks of one size, for which they are compiled; the last one is filled up."""
+        size = max(1, min(_ROWS, _ROOM // y.size))
         images = []
-        for start in range(0, len(rows), len(self._block)):
-            some = rows[start : start + len(self._block)]
-            self._block[: len(some)] = some
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            count = len(some)
+            if count < size:
+                some = np.empty((size, y.size), y.dtype)
+                some[:count], some[count:] = rows[start:], 0
             self.num_calls += 1
-            image = self._programs.products(self._data, y, self._block, len(some))
-            images.append(np.asarray(image)[: len(some)])
+            images.append(np.asarray(self._programs.products(self._data, y, some, count))[:count])
         return images[0] if len(images) == 1 else np.concatenate(images)
 
 
 class _Programs(NamedTuple):
     value_and_grad: Callable  # (data, y) -> L and ∇L in one vector
-    products: Callable  # (data, y, rows, number of rows) -> −∇²L times each row
+    products: Callable  # (data, y, rows, how many count) -> −∇²L times each of these
     measure: Callable  # (data, y) -> Measured
 
 
@@ -145,6 +150,8 @@ def _programs(loss_fn, conserved, layout: Layout, observables, light: bool) -> _
 
     def products(data, y, rows, count):
         _, times = jax.linearize(TracedField(problem(data), layout, observables).velocity, y)
+        if light:  # then a row costs less than it takes to go round
+            return jax.vmap(times)(rows)
         body = lambda i, images: images.at[i].set(times(rows[i]))  # noqa: E731
         return jax.lax.fori_loop(0, count, body, jnp.zeros_like(rows))
 
