@@ -116,18 +116,16 @@ class HostField:
         return self._last[1]
 
     def _products(self, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """By blocks of one size, for which they are compiled; the last one is filled up."""
-        size = max(1, min(_ROWS, _ROOM // y.size))
+        """By blocks of one size, for which they are compiled; the last one is filled up with zeros."""
+        num, size = len(rows), max(1, min(_ROWS, _ROOM // y.size))
+        if missing := -num % size:
+            rows = np.concatenate([rows, np.zeros((missing, y.size), y.dtype)])
         images = []
-        for start in range(0, len(rows), size):
-            some = rows[start : start + size]
-            count = len(some)
-            if count < size:
-                some = np.empty((size, y.size), y.dtype)
-                some[:count], some[count:] = rows[start:], 0
-            self.num_calls += 1
-            images.append(np.asarray(self._programs.products(self._data, y, some, count))[:count])
-        return images[0] if len(images) == 1 else np.concatenate(images)
+        for start in range(0, num, size):
+            count = min(size, num - start)
+            images.append(np.asarray(self._programs.products(self._data, y, rows[start : start + size], count)))
+        self.num_calls += len(images)
+        return (images[0] if len(images) == 1 else np.concatenate(images))[:num]
 
 
 class _Programs(NamedTuple):
