@@ -7,6 +7,7 @@ import pytest
 
 from thetadot.solvers import _deflation as deflation
 from thetadot.solvers._deflation import orthonormal, rayleigh_ritz
+from thetadot.solvers._vector import scrambled
 
 P = 400
 
@@ -19,7 +20,12 @@ def symmetric(rates, seed=0):
     return jnp.asarray(vectors * full @ vectors.T), jnp.asarray(vectors)
 
 
-@pytest.mark.parametrize("rank", [6, 40])  # Householder, Cholesky
+def other_columns(block):
+    """What takes the place of columns that bring nothing new."""
+    return lambda: scrambled(block, block.shape, seed=1)
+
+
+@pytest.mark.parametrize("rank", [6, 40])
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e7, np.inf])
 def test_a_block_of_any_condition_becomes_orthonormal(rank, dtype, condition):
@@ -30,7 +36,8 @@ def test_a_block_of_any_condition_becomes_orthonormal(rank, dtype, condition):
     block = left * np.geomspace(1, 1 / min(condition, 1e7), rank) @ right
     if not np.isfinite(condition):
         block[:, 1], block[:, 2] = 0, block[:, 0]
-    basis = np.asarray(orthonormal(jnp.asarray(block, dtype)), float)
+    given = jnp.asarray(block, dtype)
+    basis = np.asarray(orthonormal(given, other_columns(given)), float)
     eps = float(jnp.finfo(dtype).eps)
     assert np.max(np.abs(basis.T @ basis - np.eye(rank))) < 20 * eps ** (2 / 3)
     if condition <= 1e3:
@@ -43,7 +50,9 @@ def test_ritz_pairs_of_a_block_that_spans_the_outliers(h):
     rates = np.r_[-np.geomspace(10, 0.1, 20), np.geomspace(0.01, 1, 10)]
     jacobian, vectors = symmetric(rates)
     mixed = vectors[:, :30] @ np.linalg.qr(np.random.default_rng(3).normal(size=(30, 30)))[0]
-    ritz, image = rayleigh_ritz(lambda block: jacobian @ block, mixed, vectors[:, 0], jnp.asarray(h))
+    ritz, image = rayleigh_ritz(
+        lambda block: jacobian @ block, mixed, other_columns(mixed), vectors[:, 0], jnp.asarray(h)
+    )
     np.testing.assert_allclose(image, rates[0] * vectors[:, 0], atol=1e-12)
     np.testing.assert_allclose(jacobian @ ritz.vectors, ritz.image, atol=1e-12)
     np.testing.assert_allclose(ritz.vectors.T @ ritz.vectors, np.eye(30), atol=1e-10)
@@ -59,16 +68,37 @@ def test_a_basis_that_is_not_rotated_finds_the_eigenvectors_all_the_same():
     jacobian, _ = symmetric(rates)
     block = jnp.asarray(np.random.default_rng(4).normal(size=(P, 12)))
 
+    def ritz_of(block):
+        h = jnp.asarray(1e-9)
+        return rayleigh_ritz(lambda x: jacobian @ x, block, other_columns(block), block[:, 0], h)[0]
+
     def power(_, block):
-        return rayleigh_ritz(lambda x: jacobian @ x, block, block[:, 0], jnp.asarray(1e-9))[0].image
+        return ritz_of(block).image
 
     block = jax.lax.fori_loop(0, 60, power, block)
-    ritz, _ = rayleigh_ritz(lambda x: jacobian @ x, block, block[:, 0], jnp.asarray(1e-9))
-    np.testing.assert_allclose(ritz.rates, rates[:12], rtol=1e-6)
+    np.testing.assert_allclose(ritz_of(block).rates, rates[:12], rtol=1e-6)
 
 
 def test_what_is_not_finite_is_not_taken_for_diagonal():
     """A NaN ends in NaN rates, which the error estimate rejects, and not in a basis that looks well."""
     block = jnp.asarray(np.random.default_rng(5).normal(size=(P, 12)))
-    ritz, _ = rayleigh_ritz(lambda x: x * jnp.nan, block, block[:, 0], jnp.asarray(1.0))
+    ritz, _ = rayleigh_ritz(lambda x: x * jnp.nan, block, other_columns(block), block[:, 0], jnp.asarray(1.0))
     assert np.all(np.isnan(ritz.rates))
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_in_an_exhausted_space_the_columns_that_are_left_are_zero(xp):
+    """Rows that are zero, equal or opposite stay so to the last bit, and no column is made of rounding."""
+    rng = np.random.default_rng(6)
+    block, other = np.zeros((2, 48, 8))
+    for half in (block, other):
+        half[:3] = rng.normal(size=(3, 8))
+        half[3:6], half[20:23] = half[:3], -half[:3]
+    basis = np.asarray(orthonormal(xp.asarray(block), lambda: xp.asarray(other)))
+    gram = basis.T @ basis
+    kept = np.diag(gram) > 0.5
+    assert kept.sum() == 3
+    np.testing.assert_allclose(gram, np.diag(kept.astype(float)), atol=1e-13)
+    np.testing.assert_array_equal(basis[:3], basis[3:6])
+    np.testing.assert_array_equal(basis[:3], -basis[20:23])
+    assert not basis[6:20].any() and not basis[23:].any() and not basis[:, ~kept].any()

@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from ..arrays import Array, is_host
+from ..solvers._vector import padded
 
 
 class Layout(NamedTuple):
-    """A pytree of arrays of one dtype as a vector, in the order of its leaves. It decides what is compiled."""
+    """A pytree of arrays of one dtype as a vector, in the order of its leaves, padded. It decides what is compiled."""
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
@@ -26,9 +27,8 @@ class Layout(NamedTuple):
     def ravel(self, params: PyTree) -> Float[Array, " P"]:
         """The vector."""
         leaves = jax.tree.leaves(params)
-        if all(is_host(leaf) for leaf in leaves):
-            return np.concatenate([leaf.ravel() for leaf in leaves])
-        return jnp.concatenate([leaf.ravel() for leaf in leaves])
+        xp = np if all(is_host(leaf) for leaf in leaves) else jnp
+        return padded(xp.concatenate([leaf.ravel() for leaf in leaves]))
 
     def unravel(self, y: Float[Array, " P"]) -> PyTree:
         """The parameters."""

@@ -118,7 +118,7 @@ class Run:
             f"|λ_{solver.rank + 1}| = {spectrum[min(solver.rank, spectrum.size - 1)]:.2g} of the Hessian held its steps"
         )
         if rank != solver.rank:
-            larger, solver_state = solver.widened(self.state.solver_state, rank)
+            larger, solver_state = solver.widened(self.state.y, self.state.solver_state, rank)
             beyond = spectrum[rank] if rank < spectrum.size else 0.0
             self._use(larger, f"{held}, and there is no more than {beyond:.1g} beyond {rank} directions")
             self.state = self.state._replace(solver_state=solver_state)

@@ -8,15 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ..arrays import Array, cond, fori_loop, is_host, namespace
-from ._vector import scrambled
+from ..arrays import Array, cond, fori_loop, is_host, namespace, while_loop
+from ._vector import alike
 
 _STARTING_ITERATIONS = 8  # of the block power method, before the first step
 _PASSES = 4  # of Cholesky QR at most
 _ORTHOGONAL = 2 / 3  # VᵀV − I of the size ε_machine to this power is good enough: far below any tolerance
 _DIAGONAL = 0.01  # h ‖VᵀJV − diag‖ below which the basis is kept as it is: a fifth-order method leaves 1e-10 of it
 _SMALL_RANK = 8  # whose rotation costs no more than the question whether it is needed
-_LAPACK_THREADS = 9216  # entries of a matrix from which OpenBLAS starts threads
 
 
 class Deflation(NamedTuple):
@@ -27,17 +26,21 @@ class Deflation(NamedTuple):
     image: Float[Array, "P k"]
 
 
+Block = Float[Array, "P k"]
 Product = Callable[[Float[Array, "P K"]], Float[Array, "P K"]]
 
 
-def starting_block(product: Product, y: Float[Array, " P"], rank: int) -> Float[Array, "P k"]:
+def starting_block(product: Product, y: Float[Array, " P"], field: Float[Array, " P"], rank: int) -> Block:
     """A block whose span is near that of the outlying eigenvectors: some power iterations from a fixed one."""
-    block = scrambled(y, (y.size, min(rank, y.size)), seed=0)
-    return fori_loop(0, _STARTING_ITERATIONS, lambda _, block: product(orthonormal(block)), block)
+
+    def fill():
+        return alike(y, field, min(rank, y.size), seed=0)
+
+    return fori_loop(0, _STARTING_ITERATIONS, lambda _, block: product(orthonormal(block, fill)), fill())
 
 
 def rayleigh_ritz(
-    product: Product, block: Float[Array, "P k"], vector: Float[Array, " P"], h: Float[Array, ""]
+    product: Product, block: Block, fill: Callable[[], Block], vector: Float[Array, " P"], h: Float[Array, ""]
 ) -> tuple[Deflation, Float[Array, " P"]]:
     """Ritz pairs of the Jacobian J in the span of `block`, and J `vector` from the same product.
 
@@ -45,7 +48,7 @@ def rayleigh_ritz(
     is diagonal on the scale of a step h, a large one is not rotated: that would take longer than all else.
     """
     xp = namespace(block)
-    basis = orthonormal(block)
+    basis = orthonormal(block, fill)
     images = product(xp.concatenate([basis, vector[:, None]], axis=1))
     image = images[:, :-1]
     projected = basis.T @ image
@@ -75,43 +78,74 @@ def eigh(matrix: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, 
     return values, vectors
 
 
-def orthonormal(block: Float[Array, "P k"]) -> Float[Array, "P k"]:
-    """An orthonormal basis of the columns; a column that is zero or depends on the others is replaced by another."""
-    if not is_host(block):
-        return _orthonormal(block)
-    return np.linalg.qr(block)[0] if np.all(np.isfinite(block)) else np.full_like(block, np.nan)
+def orthonormal(block: Block, fill: Callable[[], Block]) -> Block:
+    """An orthonormal basis of the columns.
 
+    Columns that are zero, or depend on the others, are replaced by those of `fill()`, and are zero where these bring
+    nothing new either: then the space that the flow can reach is exhausted.
 
-@jax.jit
-def _orthonormal(block: Float[Array, "P k"]) -> Float[Array, "P k"]:
-    """`orthonormal` under a compiler.
-
-    Householder QR while the block is small. Beyond that passes of Cholesky QR with a shift (Fukaya et al. 2020,
-    SIAM J. Sci. Comput. 42), three from a bad basis and one from a good one, which touch the tall block by matrix
-    products only: LAPACK's threads and XLA's wait for each other on a busy machine, and a QR of 640 × 16 inside a
-    compiled loop was 30 times slower than alone.
+    All is done by combinations of columns: coordinates that are equal in each column, opposite or zero stay so to the
+    last bit, which Householder's reflections do not grant. So these are passes of Cholesky QR with a shift (Fukaya et
+    al. 2020, SIAM J. Sci. Comput. 42), one from a good basis and more from a bad one. They touch the tall block by
+    products of matrices only, which wait for nobody: LAPACK's threads and XLA's wait for each other on a busy machine.
     """
-    if block.size < _LAPACK_THREADS:
-        return jnp.linalg.qr(block)[0]
-    noise = scrambled(block, block.shape, seed=1)
-    eye = jnp.eye(block.shape[1], dtype=block.dtype)
-    shift = jnp.asarray(1e3 * jnp.finfo(block.dtype).eps, block.dtype)
+    xp = namespace(block)
+    eps = float(xp.finfo(block.dtype).eps)
+    shift, enough = 1e3 * eps, eps**_ORTHOGONAL
+    eye = xp.eye(block.shape[1], dtype=block.dtype)
 
     def improve(carry):
-        block, _, passes = carry
-        lower = jnp.linalg.cholesky(block.T @ block + shift * eye)
-        inverse = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
-        far = jnp.linalg.norm(inverse - eye)
+        block, _, passes, _ = carry
+        lower = _cholesky(block.T @ block + shift * eye)
+        inverse = _inverse(lower)
+        far = xp.linalg.norm(inverse - eye)
         left = shift * far * (2 + far)  # bounds the angles that the shift leaves: VᵀV = I − shift L⁻¹L⁻ᵀ
-        return unit_columns(block @ inverse.T), left, passes + 1
-
-    def unit_columns(block):
-        size = jnp.linalg.norm(block, axis=0)
-        return jnp.where(size[None] > 0, block, noise) / jnp.where(size > 0, size, jnp.linalg.norm(noise, axis=0))[None]
+        independent = xp.min(xp.diagonal(lower)) > 2 * shift**0.5  # what depends on the others has √shift, each time
+        return _unit_columns(block @ inverse.T), left, passes + 1, independent
 
     def unfinished(carry):
-        _, left, passes = carry
-        return (passes < _PASSES) & ~(left <= jnp.finfo(block.dtype).eps ** _ORTHOGONAL)
+        _, left, passes, independent = carry
+        return (independent | (passes < 2)) & (passes < _PASSES) & ~(left <= enough)
 
-    block = unit_columns(block)
-    return jax.lax.while_loop(unfinished, improve, (block, jnp.full_like(shift, jnp.inf), 0))[0]
+    start = _unit_columns(block), xp.full_like(block[0, 0], xp.inf), xp.asarray(0), xp.asarray(True)
+    basis, left, *_ = while_loop(unfinished, improve, start)
+    return cond(left <= enough, lambda: basis, lambda: _completed(block, fill()))
+
+
+def _completed(block: Block, fill: Block) -> Block:
+    """A basis of what spans more than the square root of rounding, with columns of `fill` in the places left."""
+    basis = _spanning(_unit_columns(block))
+    for _ in range(2):
+        fill = fill - basis @ (basis.T @ fill)
+    missing = ~namespace(block).any(basis != 0, axis=0)
+    return _spanning(_spanning(_unit_columns(namespace(block).where(missing[None], fill, basis))))
+
+
+def _spanning(block: Block) -> Block:
+    """By eigenvectors of the Gram matrix (Stathopoulos and Wu 2002, SISC 23); zero where it has none."""
+    xp = namespace(block)
+    squares, rotation = eigh(block.T @ block)
+    good = squares > 1e3 * float(xp.finfo(block.dtype).eps) * xp.max(squares)
+    return block @ (rotation * xp.where(good, 1 / xp.sqrt(xp.where(good, squares, 1)), 0)[None])
+
+
+def _unit_columns(block: Block) -> Block:
+    xp = namespace(block)
+    size = xp.linalg.norm(block, axis=0)
+    return block / xp.where(size > 0, size, 1)[None]
+
+
+def _cholesky(gram: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    """L with G = LLᵀ; NaN where there is none."""
+    if not is_host(gram):
+        return jnp.linalg.cholesky(gram)
+    try:
+        return np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        return np.full_like(gram, np.nan)
+
+
+def _inverse(lower: Float[Array, "k k"]) -> Float[Array, "k k"]:
+    if is_host(lower):
+        return np.linalg.inv(lower)
+    return jax.scipy.linalg.solve_triangular(lower, jnp.eye(len(lower), dtype=lower.dtype), lower=True)

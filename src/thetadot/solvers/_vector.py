@@ -1,11 +1,14 @@
 """A pytree seen as one vector, and the field, its Jacobian and its rounding on it."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, PyTree, UInt32
 
 from ..arrays import Array, each, is_host, namespace
 
@@ -13,6 +16,8 @@ Field = Callable[[Any, Float[Array, " P"]], Float[Array, " P"]]
 """`field(t, y)`."""
 
 _NUDGE = 256  # in units of ε_machine
+_ROUNDED = np.uint32(13)  # bits of a number in single precision that do not count
+_LANES = 16  # numbers that vector units treat alike, at least
 
 
 class Jacobian(NamedTuple):
@@ -35,12 +40,25 @@ def flatten(terms, y0: PyTree, args) -> Vectors:
     """The equation of a diffrax term on vectors; on the host `args` is the field itself, compiled."""
     if is_host(y0):
         return Vectors(y0, lambda t, y: args.velocity(y), lambda t, y: args.jacobian(y), lambda y: y)
-    y, unravel = ravel_pytree(y0)
+    flat, unravel = ravel_pytree(y0)
 
     def field(t, x):
-        return ravel_pytree(terms.vf(t, unravel(x), args))[0]
+        return padded(ravel_pytree(terms.vf(t, restored(x), args))[0])
 
-    return Vectors(y, field, lambda t, x: linearized(lambda x: field(t, x), x), unravel)
+    def restored(x):
+        return unravel(x[: flat.size])
+
+    return Vectors(padded(flat), field, lambda t, x: linearized(lambda x: field(t, x), x), restored)
+
+
+def padded(vector: Float[Array, " P"]) -> Float[Array, " Q"]:
+    """The vector, with zeros up to a length that has no remainder.
+
+    Kernels for products of matrices treat what is left over beyond their blocks of rows in another order, and so round
+    it otherwise: of two parameters that are equal, and should stay so, one would be the other no longer.
+    """
+    rest = -vector.size % _LANES
+    return vector if rest == 0 else namespace(vector).pad(vector, (0, rest))
 
 
 def linearized(fn: Callable[[Array], Array], y: Float[Array, " P"]) -> Jacobian:
@@ -60,15 +78,56 @@ def scrambled(like: Array, shape: tuple[int, ...], seed: int) -> Float[Array, ".
     The counter 0, 1, … through the last mixing of MurmurHash3 (Appleby 2011, public domain): every bit of the counter
     changes every bit of the number with a probability near one half.
     """
-    xp = namespace(like)
-    size = 1
-    for length in shape:
-        size *= length
-    n = xp.arange(size, dtype=xp.uint32) + xp.asarray(seed * 0x9E3779B9 % 2**32, xp.uint32)
+    counter = namespace(like).arange(math.prod(shape), dtype=np.uint32) + _start_of(like, seed)
+    return _as_numbers(_mixed(counter), like).reshape(shape)
+
+
+def alike(y: Float[Array, " P"], field: Float[Array, " P"], num: int, seed: int) -> Float[Array, "P K"]:
+    """`num` columns that look random, but are as the flow is: ±(|θᵢ|/‖θ‖_∞ + |Fᵢ|/‖F‖_∞) hash(|θᵢ|, |Fᵢ|).
+
+    Parameters that are equal, with equal velocities, get equal numbers, opposite ones opposite numbers (the sign is
+    that of θᵢ, or of Fᵢ at θᵢ = 0), and those that are zero and stay there get zero. So what starts from these columns,
+    by the field and by combinations of columns, never leaves a set of equal, opposite or absent parameters that the
+    flow does not leave; and what is small beside others is disturbed by them no more than it is large. Of the
+    velocity three digits count, so that its rounding, which is another on the host than in a loop, does not.
+    """
+    xp = namespace(y)
+    words = xp.concatenate([_words(y), _words(field.astype(np.float32)) >> _ROUNDED], axis=1)
+    hashed = words[:, 0]
+    for i in range(1, words.shape[1]):
+        hashed = _mixed(hashed) ^ words[:, i]
+    columns = _mixed(xp.arange(num, dtype=np.uint32) + _start_of(y, seed))
+    numbers = _as_numbers(_mixed(_mixed(hashed)[:, None] ^ columns[None]), y)
+    size = _relative(y) + _relative(field)
+    return xp.where(xp.where(y != 0, y, field) < 0, -size, size)[:, None] * numbers
+
+
+def _relative(x: Float[Array, " P"]) -> Float[Array, " P"]:
+    xp, size = namespace(x), abs(x)
+    largest = xp.max(size)
+    return size / xp.where(largest > 0, largest, 1)
+
+
+def _words(x: Float[Array, " P"]) -> UInt32[Array, "P W"]:
+    """The bits of |x|."""
+    if is_host(x):
+        return np.abs(x).view(np.uint32).reshape(x.size, -1)
+    return jax.lax.bitcast_convert_type(jnp.abs(x), jnp.uint32).reshape(x.size, -1)
+
+
+def _start_of(like: Array, seed: int) -> UInt32[Array, ""]:
+    return namespace(like).asarray(seed * 0x9E3779B9 % 2**32, np.uint32)
+
+
+def _mixed(n: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    xp = namespace(n)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        n = (n ^ (n >> xp.asarray(shift, xp.uint32))) * xp.asarray(factor, xp.uint32)
-    n = n ^ (n >> xp.asarray(16, xp.uint32))
-    return (n.astype(like.dtype) / xp.asarray(2**31, like.dtype) - 1).reshape(shape)
+        n = (n ^ (n >> xp.asarray(shift, np.uint32))) * xp.asarray(factor, np.uint32)
+    return n ^ (n >> xp.asarray(16, np.uint32))
+
+
+def _as_numbers(n: UInt32[Array, "..."], like: Array) -> Float[Array, "..."]:
+    return n.astype(like.dtype) / namespace(like).asarray(2**31, like.dtype) - 1
 
 
 def nudge(y: Float[Array, " P"]) -> Float[Array, " P"]:

@@ -50,7 +50,7 @@ from jaxtyping import Float
 from ..arrays import Array, cond, each, fori_loop, namespace, put_row, side_by_side
 from ._deflation import Deflation, rayleigh_ritz, starting_block
 from ._phi import phi_functions
-from ._vector import Field, above_rounding, evaluate, flatten, nudge, scrambled, step_rounding
+from ._vector import Field, above_rounding, alike, evaluate, flatten, nudge, step_rounding
 from .base import AbstractFlowSolver
 from .interpolation import PathInterpolation, exponential_path
 
@@ -104,8 +104,9 @@ class DeflatedExponential(AbstractFlowSolver):
         """Finds the starting basis by block power iteration from a fixed block."""
         del t1
         y, field, jacobian, _ = flatten(terms, y0, args)
-        block = starting_block(jacobian(t0, y).times_block, y, self.rank)
-        return DeflatedState(field(t0, y), block, namespace(y).zeros((), y.dtype))
+        field0 = field(t0, y)
+        block = starting_block(jacobian(t0, y).times_block, y, field0, self.rank)
+        return DeflatedState(field0, block, namespace(y).zeros((), y.dtype))
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step of h and two of h/2 with the same A; their difference is the error estimate."""
@@ -115,7 +116,8 @@ class DeflatedExponential(AbstractFlowSolver):
         field0 = cond(made_jump, lambda: field(t0, y), lambda: solver_state.field)
 
         delta = nudge(y)
-        A, change = rayleigh_ritz(jacobian(t0, y).times_block, solver_state.block, delta, h)
+        fill = partial(alike, y, field0, solver_state.block.shape[1], seed=1)
+        A, change = rayleigh_ritz(jacobian(t0, y).times_block, solver_state.block, fill, delta, h)
         steps = xp.stack([h, h / 2])
         tables = hochbruck_ostermann(xp.append(A.rates, xp.zeros(1, y.dtype))[None] * steps[:, None])
         from_start = partial(exponential_step, field, A, t0, y, field0)
@@ -154,11 +156,13 @@ class DeflatedExponential(AbstractFlowSolver):
         num_params, rank = state.block.shape
         return (state.pressure > _STRAIN) & (rank < num_params)
 
-    def widened(self, state: DeflatedState, rank: int) -> tuple["DeflatedExponential", DeflatedState]:
+    def widened(
+        self, y: Float[Array, " P"], state: DeflatedState, rank: int
+    ) -> tuple["DeflatedExponential", DeflatedState]:
         """The solver of a larger rank; the space found so far is kept and filled up with other directions."""
         num_params, found = state.block.shape
-        fresh = scrambled(state.block, (num_params, min(rank, num_params) - found), seed=rank)
-        block = namespace(fresh).concatenate([state.block, fresh], axis=1)
+        fresh = alike(y, state.field, min(rank, num_params) - found, seed=rank)
+        block = namespace(y).concatenate([state.block, fresh], axis=1)
         return DeflatedExponential(rank), DeflatedState(state.field, block, 0 * state.pressure)
 
 

@@ -99,6 +99,6 @@ class PathInterpolation(AbstractLocalInterpolation):
         start, unravel = ravel_pytree(self.y0)
 
         def at(t):
-            return self.path(jnp.asarray((t - self.t0) / (self.t1 - self.t0), start.dtype))
+            return self.path(jnp.asarray((t - self.t0) / (self.t1 - self.t0), start.dtype))[: start.size]
 
         return unravel(at(t0) if t1 is None else at(t1) - at(t0))
