@@ -31,6 +31,12 @@ would give the right result too, but it does not pay to keep one: the step is as
 allows, so that a residual test (h ‖JV − V diag μ‖ against the error of recent steps) asks for a new basis in every
 step of both reference flows (benchmarks/README.md).
 
+**Symmetry.** Parameters that are absent (zero, with a gradient of zero), equal or opposite stay so to the last bit, as
+far as the computed field keeps them so. A random basis would not: V Vᵀ takes large parameters to small ones and back,
+and what is left of that is rounding of the large ones, from which a growing direction takes its escape. So the first
+block is a function of each θᵢ and Fᵢ, odd in both (`alike`), every basis is made by combinations of columns, and
+vectors are padded to whole vector registers, since kernels round what is left over beyond them in another order.
+
 **Limits.** The step is stability-limited by h |λ_{k+1}| ≲ 3 if k is smaller than the number of outliers; then
 `pressure`, a running mean of h |μ_k|, rises above two, and a larger `rank` may pay. A Jacobian that is not symmetric
 is handled correctly, but only its symmetric part is deflated.
@@ -101,7 +107,7 @@ class DeflatedExponential(AbstractFlowSolver):
         return f"DeflatedExponential(rank={self.rank})"
 
     def init(self, terms, t0, t1, y0, args):
-        """Finds the starting basis by block power iteration from a fixed block."""
+        """Finds the starting basis by block power iteration from a block with the symmetries of point and velocity."""
         del t1
         y, field, jacobian, _ = flatten(terms, y0, args)
         field0 = field(t0, y)
