@@ -91,21 +91,20 @@ def alike(y: Float[Array, " P"], field: Float[Array, " P"], num: int, seed: int)
     flow does not leave; and what is small beside others is disturbed by them no more than it is large. Of the
     velocity three digits count, so that its rounding, which is another on the host than in a loop, does not.
     """
-    xp = namespace(y)
+    xp, y, field = namespace(y), _relative(y), _relative(field)  # so that units do not matter
     words = xp.concatenate([_words(y), _words(field.astype(np.float32)) >> _ROUNDED], axis=1)
     hashed = words[:, 0]
     for i in range(1, words.shape[1]):
         hashed = _mixed(hashed) ^ words[:, i]
     columns = _mixed(xp.arange(num, dtype=np.uint32) + _start_of(y, seed))
     numbers = _as_numbers(_mixed(_mixed(hashed)[:, None] ^ columns[None]), y)
-    size = _relative(y) + _relative(field)
+    size = abs(y) + abs(field)
     return xp.where(xp.where(y != 0, y, field) < 0, -size, size)[:, None] * numbers
 
 
 def _relative(x: Float[Array, " P"]) -> Float[Array, " P"]:
-    xp, size = namespace(x), abs(x)
-    largest = xp.max(size)
-    return size / xp.where(largest > 0, largest, 1)
+    largest = namespace(x).max(abs(x))
+    return x / namespace(x).where(largest > 0, largest, 1)
 
 
 def _words(x: Float[Array, " P"]) -> UInt32[Array, "P W"]:
