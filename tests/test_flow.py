@@ -28,6 +28,7 @@ from flows import (
     second_mode,
     wave,
 )
+from thetadot.engine import tiers
 from thetadot.theory import matrix_factorization as theory
 
 WATCHED = {"first": first, "wave": wave}
@@ -99,7 +100,8 @@ def test_linear_networks_are_exact_and_their_error_falls_with_the_tolerance(num_
 # --- rows ---
 
 
-def test_a_grid_reads_the_dense_output_of_the_same_steps():
+def test_a_grid_reads_the_dense_output_of_the_same_steps(monkeypatch):
+    monkeypatch.setattr(tiers, "_work", {})  # both on the host: a loop rounds otherwise
     problem, params0 = scalar_flows(QUARTIC, BOWL), at(2.0, 1.0)
     grid, steps = watch(problem, params0, 8.0), td.gradient_flow(problem, params0, 8.0)
     assert grid.stats["num_steps"] == steps.stats["num_steps"] == len(steps.ts) - 1

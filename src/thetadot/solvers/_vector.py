@@ -83,7 +83,7 @@ def scrambled(like: Array, shape: tuple[int, ...], seed: int) -> Float[Array, ".
 
 
 def alike(y: Float[Array, " P"], field: Float[Array, " P"], num: int, seed: int) -> Float[Array, "P K"]:
-    """`num` columns that look random, but are as the flow is: ±(|θᵢ|/‖θ‖_∞ + |Fᵢ|/‖F‖_∞) hash(|θᵢ|, |Fᵢ|).
+    """`num` columns that look random, but are as the flow is: ±(|θ̂ᵢ| + |F̂ᵢ|) hash(|θ̂ᵢ|, |F̂ᵢ|), θ̂ and F̂ of size one.
 
     Parameters that are equal, with equal velocities, get equal numbers, opposite ones opposite numbers (the sign is
     that of θᵢ, or of Fᵢ at θᵢ = 0), and those that are zero and stay there get zero. So what starts from these columns,
@@ -91,7 +91,7 @@ def alike(y: Float[Array, " P"], field: Float[Array, " P"], num: int, seed: int)
     flow does not leave; and what is small beside others is disturbed by them no more than it is large. Of the
     velocity three digits count, so that its rounding, which is another on the host than in a loop, does not.
     """
-    xp, y, field = namespace(y), _relative(y), _relative(field)  # so that units do not matter
+    xp, y, field = namespace(y), _of_size_one(y), _of_size_one(field)
     words = xp.concatenate([_words(y), _words(field.astype(np.float32)) >> _ROUNDED], axis=1)
     hashed = words[:, 0]
     for i in range(1, words.shape[1]):
@@ -102,9 +102,11 @@ def alike(y: Float[Array, " P"], field: Float[Array, " P"], num: int, seed: int)
     return xp.where(xp.where(y != 0, y, field) < 0, -size, size)[:, None] * numbers
 
 
-def _relative(x: Float[Array, " P"]) -> Float[Array, " P"]:
-    largest = namespace(x).max(abs(x))
-    return x / namespace(x).where(largest > 0, largest, 1)
+def _of_size_one(x: Float[Array, " P"]) -> Float[Array, " P"]:
+    """The vector over a power of two, so that it keeps its digits in every unit, and on every tier."""
+    xp = namespace(x)
+    mantissa, _ = xp.frexp(largest := xp.max(abs(x)))
+    return x / xp.where(largest > 0, largest / (2 * mantissa), 1)
 
 
 def _words(x: Float[Array, " P"]) -> UInt32[Array, "P W"]:
