@@ -21,6 +21,7 @@ if _typing.TYPE_CHECKING:
     from .descent import descent as descent
     from .descent import distance_to_flow as distance_to_flow
     from .flow import gradient_flow as gradient_flow
+    from .ladder import crossing_times as crossing_times
     from .laws import Fit as Fit
     from .laws import fit_log_law as fit_log_law
     from .laws import fit_power_law as fit_power_law
@@ -28,7 +29,6 @@ if _typing.TYPE_CHECKING:
     from .scan import scan as scan
     from .stages import Measured as Measured
     from .stages import Stage as Stage
-    from .stages import crossing_times as crossing_times
     from .stages import find_stages as find_stages
     from .theory import Check as Check
     from .theory import run_checks as run_checks
@@ -43,9 +43,10 @@ else:
             "blowup": "BlowUp blow_up",
             "descent": "descent distance_to_flow",
             "flow": "Problem gradient_flow",  # who states a problem traces it: the first call waits for no import
+            "ladder": "crossing_times",
             "laws": "Fit fit_log_law fit_power_law",
             "scan": "scan",
-            "stages": "Measured Stage crossing_times find_stages",
+            "stages": "Measured Stage find_stages",
             "theory": "Check run_checks",
             "trajectory": "Trajectory load",
         },

@@ -55,7 +55,15 @@ def gradient_flow(
         ValueError: an argument makes no sense; the message says which, and what to do.
     """
     request = Request(problem, params0, t1, ts, observables or {}, crossings or {}, stop, solver, rtol, max_steps)
+    return solve(request, progress)
+
+
+def solve(
+    request: Request, progress: bool | Callable[[Report], None] = False, wanted: tuple[int, ...] | None = None
+) -> Trajectory:
+    """What `gradient_flow` does with its arguments; the flow is left once each of the crossings `wanted` was found."""
     ongoing = begin_flow(request)
+    ongoing.run.wanted = wanted
     with live_line(progress) as show:
         ongoing.run.drive(show)
     return end_flow(ongoing)

@@ -1,24 +1,12 @@
-"""Plateaus, descents and escape times: what a trajectory did, and how well the times are known."""
+"""Plateaus and descents: what a trajectory did."""
 
 import itertools
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import diffrax as dfx
 import equinox as eqx
-import jax
 import numpy as np
-from jaxtyping import PyTree
 
-from .engine import check_rtol
-from .flow import gradient_flow
-from .problem import Problem
 from .trajectory import Trajectory
-
-LADDER = (1.0, 0.1, 0.01)
-"""Rungs of `crossing_times`, in units of rtol: the value, and two to judge it by."""
-_SAFETY = 2.0
-_FLOOR = 16  # rounding errors of t that no ladder can see, in units of its machine epsilon
 
 
 class Stage(eqx.Module):
@@ -154,55 +142,6 @@ def _is_converged(ts, loss, speed, since: int) -> bool:
     return bool(speed[-1] < 1e-3 * drop * rate)
 
 
-def crossing_times(
-    problem: Problem,
-    params0: PyTree,
-    crossings: Mapping[str, tuple],
-    t1: float,
-    observables: Mapping | None = None,
-    solver: str | dfx.AbstractSolver = "auto",
-    rtol: float = 1e-6,
-    **options,
-) -> dict[str, Measured]:
-    """First crossing times with error bars, from the same flow on a ladder of tolerances.
-
-    The flow is solved at `rtol`, `rtol`/10 and `rtol`/100, with times T₁, T₂, T₃. The value is T₁ and its error is
-    measured, not extrapolated: twice the larger of |T₁ − T₂| and |T₁ − T₃|, and never less than rounding. (Two rungs,
-    because one may agree by luck: on random linear flows with known times one covers 95 %, both cover all but a few
-    in a thousand, and the stated error is about twice the true one.)
-
-    Args:
-        problem: the loss and its data.
-        params0: θ(0).
-        crossings: name -> (scalar observable, level[, "up" | "down"]), as in `gradient_flow`.
-        t1: when to give up.
-        observables: name -> `fn(params, data)`, if a crossing watches something other than the loss.
-        solver: as in `gradient_flow`.
-        rtol: tolerance of the value. 1e-6 gives six to eight digits.
-        **options: further arguments of `gradient_flow`.
-
-    Returns:
-        name -> Measured(value, error); NaN where the crossing was not reached by `t1`, and an infinite error where a
-        tighter rung did not reach it.
-    """
-    check_ladder(rtol, params0)
-    options |= {"ts": [t1], "observables": observables, "crossings": crossings, "solver": solver}
-    return first_times([gradient_flow(problem, params0, t1, rtol=rung * rtol, **options) for rung in LADDER])
-
-
-def check_ladder(rtol: float, params0: PyTree) -> None:
-    """Raises if the parameters' dtype does not resolve every rung."""
-    dtype = jax.tree.leaves(jax.tree.map(np.asarray, params0))[0].dtype
-    check_rtol(rtol, dtype)
-    check_rtol(LADDER[-1] * rtol, dtype)
-
-
-def first_times(runs: Sequence[Trajectory]) -> dict[str, Measured]:
-    """First crossing times of one flow solved at the rungs of `LADDER`; of the first rung alone, without errors."""
-    firsts = {name: [first_crossing(run, name) for run in runs] for name in runs[0].crossings}
-    return {name: _settle(times) for name, times in firsts.items()}
-
-
 def first_crossing(traj: Trajectory, name: str) -> float:
     """First time of a crossing, NaN if there is none."""
     return traj.crossings[name][0] if traj.crossings[name] else np.nan
@@ -218,14 +157,3 @@ def growth_rate(traj: Trajectory, observable: str) -> float:
     (_, low), (_, high) = (traj.provenance["crossings"][f"{observable} {which}"] for which in ("low", "high"))
     t_low, t_high = (first_crossing(traj, f"{observable} {which}") for which in ("low", "high"))
     return float(np.log(high / low)) / (t_high - t_low)
-
-
-def _settle(times: list[float]) -> Measured:
-    """The first time, with an error from how far the better ones are from it."""
-    value, *better = times
-    if np.isnan(value) or not better:
-        return Measured(value, np.nan)
-    if np.any(np.isnan(better)):
-        return Measured(value, np.inf)
-    floor = _FLOOR * np.finfo(float).eps * abs(value)
-    return Measured(value, float(max(_SAFETY * np.max(np.abs(np.array(better) - value)), floor)))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ..provenance import provenance
-from ..solvers import AbstractFlowSolver, DeflatedExponential, KrylovExponential, Policy
+from ..solvers import AbstractFlowSolver, DeflatedExponential, KrylovExponential, Policy, explicit_solver
 from .field import traced
 from .loop import first_state
 from .run import Run
@@ -80,13 +80,16 @@ def _solver_again(run: Run, facts: Mapping[str, Any]) -> AbstractFlowSolver:
     """The solver that the run had taken by then."""
     if not run.flow.may_switch:
         return run.flow.solver
-    return KrylovExponential() if facts["rank"] is None else DeflatedExponential(facts["rank"])
+    if facts["rank"] is not None:
+        return DeflatedExponential(facts["rank"])
+    explicit = explicit_solver(run.flow.controller.rtol)
+    return explicit if facts["solver"] == explicit.label else KrylovExponential()
 
 
 def _digest(run: Run) -> str:
     """Of everything that decides which steps a flow takes."""
     flow = run.flow
-    fixed = (flow.levels, flow.directions, flow.controller, flow.grid, run.problem, run.params0, run.t1)
+    fixed = (flow.stretch, flow.levels, flow.directions, flow.controller, flow.grid, run.problem, run.params0, run.t1)
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(fixed) if _is_array(leaf)]
     names = [name for name, _ in (*flow.observables, *run.problem.conserved)]
     made_by = {key: value for key, value in provenance().items() if key in _MADE_BY}

@@ -40,12 +40,13 @@ class TracedField:
     """The field inside a program that is being traced."""
 
     problem: Problem
+    stretch: Array  # (P,)
     layout: Layout = field(metadata={"static": True})
     observables: tuple[tuple[str, Observable], ...] = field(metadata={"static": True})
 
     def value_and_grad(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"]]:
         """(L, ∇L)."""
-        loss, grad = self.problem.value_and_grad(self.layout.unravel(y))
+        loss, grad = self.problem.value_and_grad(self.layout.unravel(self.stretch * y))
         return loss.astype(y.dtype), self.layout.ravel(grad)
 
     def values_and_grads(self, points: Float[Array, "K P"]) -> tuple[Float[Array, " K"], Float[Array, "K P"]]:
@@ -54,7 +55,7 @@ class TracedField:
 
     def velocity(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
         """−∇L."""
-        return -self.layout.ravel(self.problem.grad(self.layout.unravel(y)))
+        return -self.layout.ravel(self.problem.grad(self.layout.unravel(self.stretch * y)))
 
     def watched(self, y: Float[Array, " P"], names: Collection[str]) -> dict[str, Array]:
         """The observables of these names."""
@@ -71,7 +72,7 @@ class HostField:
 
     def __init__(self, flow: Flow, problem: Problem):
         kind = problem.loss_fn, problem.conserved, flow.layout, flow.observables, flow.light
-        self._programs, self._data = _programs(*kind), problem.data
+        self._programs, self._data, self._stretch = _programs(*kind), problem.data, flow.stretch
         self._measures = bool(flow.observables or problem.conserved)
         self._last: tuple[np.ndarray, Measured] | None = None
         self._known = np.zeros(0), np.zeros(0)  # the latest point, and (L, ∇L) there
@@ -81,7 +82,7 @@ class HostField:
         """(L, ∇L). The end of a step is asked for twice: by the solver, and where the step is looked at."""
         if not np.array_equal(self._known[0], y):
             self.num_calls += 1
-            self._known = y.copy(), np.asarray(self._programs.value_and_grad(self._data, y))
+            self._known = y.copy(), np.asarray(self._programs.value_and_grad(self._data, self._stretch, y))
         both = self._known[1]
         return both[0], both[1:]
 
@@ -123,14 +124,15 @@ class HostField:
         images = []
         for start in range(0, num, size):
             count = min(size, num - start)
-            images.append(np.asarray(self._programs.products(self._data, y, rows[start : start + size], count)))
+            block = rows[start : start + size]
+            images.append(np.asarray(self._programs.products(self._data, self._stretch, y, block, count)))
         self.num_calls += len(images)
         return (images[0] if len(images) == 1 else np.concatenate(images))[:num]
 
 
 class _Programs(NamedTuple):
-    value_and_grad: Callable  # (data, y) -> L and ∇L in one vector
-    products: Callable  # (data, y, rows, how many count) -> −∇²L times each of these
+    value_and_grad: Callable  # (data, stretch, y) -> L and ∇L in one vector
+    products: Callable  # (data, stretch, y, rows, how many count) -> −∇²L times each of these
     measure: Callable  # (data, y) -> Measured
 
 
@@ -142,12 +144,12 @@ def _programs(loss_fn, conserved, layout: Layout, observables, light: bool) -> _
     def problem(data: PyTree) -> Problem:
         return Problem(loss_fn, data, dict(conserved))
 
-    def value_and_grad(data, y):
-        loss, grad = TracedField(problem(data), layout, observables).value_and_grad(y)
+    def value_and_grad(data, stretch, y):
+        loss, grad = TracedField(problem(data), stretch, layout, observables).value_and_grad(y)
         return jnp.concatenate([loss[None], grad])
 
-    def products(data, y, rows, count):
-        _, times = jax.linearize(TracedField(problem(data), layout, observables).velocity, y)
+    def products(data, stretch, y, rows, count):
+        _, times = jax.linearize(TracedField(problem(data), stretch, layout, observables).velocity, y)
         if light:  # then a row costs less than it takes to go round
             return jax.vmap(times)(rows)
         body = lambda i, images: images.at[i].set(times(rows[i]))  # noqa: E731
@@ -167,7 +169,7 @@ def _measured(layout: Layout, observables: tuple, conserved: tuple, data: PyTree
 
 def traced(flow: Flow, problem: Problem) -> TracedField:
     """The field of a flow that is being compiled."""
-    return TracedField(problem, flow.layout, flow.observables)
+    return TracedField(problem, flow.stretch, flow.layout, flow.observables)
 
 
 def _vector_field(t: Any, y: Float[Array, " P"], field: TracedField) -> Float[Array, " P"]:

@@ -119,11 +119,11 @@ def restart(flow: Flow, problem: Problem, state: State) -> State:
 
 def spectrum(flow: Flow, problem: Problem, y: Float[Array, " P"]) -> Float[Array, " M"]:
     """The outlying curvatures at y, compiled."""
-    return compile_(_spectrum, flow.small, loops=True)(flow.layout, problem, y)
+    return compile_(_spectrum, flow.small, loops=True)(flow.layout, problem, flow.stretch, y)
 
 
-def _spectrum(layout: Layout, problem: Problem, y: Float[Array, " P"]) -> Float[Array, " M"]:
-    return curvatures(linearized(TracedField(problem, layout, ()).velocity, y).times, y)
+def _spectrum(layout: Layout, problem: Problem, stretch: Array, y: Float[Array, " P"]) -> Float[Array, " M"]:
+    return curvatures(linearized(TracedField(problem, stretch, layout, ()).velocity, y).times, y)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import diffrax as dfx
@@ -39,6 +39,8 @@ class Request:
     solver: str | dfx.AbstractSolver = "auto"
     rtol: float = 1e-6
     max_steps: int = 1_000_000
+    stretch: np.ndarray | None = None
+    """(P,): disturbs the parameters before the field is evaluated, as rounding does (`crossing_times`)."""
 
     def __post_init__(self):
         """Checks everything, and makes what the engine runs."""
@@ -60,6 +62,10 @@ class Request:
     def y0(self) -> np.ndarray:
         """The start as a vector."""
         return self._y0  # pyright: ignore[reportAttributeAccessIssue]
+
+    def disturbed(self, stretch: np.ndarray) -> "Request":
+        """The same flow with the field evaluated at `stretch` ∘ θ, as if it were rounded so."""
+        return replace(self, stretch=stretch)
 
     def settings(self) -> dict[str, Any]:
         """What goes on record."""
@@ -89,10 +95,13 @@ class Request:
             observables=tuple(self.observables.items()),
             row=tuple((name, x.shape, str(x.dtype)) for name, x in row.items()),
             crossing_names=names,
+            stretch=layout.ravel(jax.tree.map(np.ones_like, start)) if self.stretch is None else self.stretch,
             levels=np.asarray(levels, dtype),
             directions=np.asarray(directions, int),
             stop=None if self.stop is None else list(self.crossings).index(self.stop),
             grid=grid,
+            start=layout.ravel(jax.tree.map(np.asarray, start)),
+            smallest=_smallest(start),
             asks_from=np.asarray(0),
             may_switch=isinstance(self.solver, str) and self.solver == "auto",
             weight=1 + largest // _SMALL,
@@ -100,6 +109,11 @@ class Request:
             small=largest <= _SMALL,
             capacity=len(grid) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096)),
         )
+
+
+def _smallest(start: PyTree) -> np.ndarray:
+    sizes = np.concatenate([np.abs(leaf).ravel() for leaf in jax.tree.leaves(jax.tree.map(np.asarray, start))])
+    return np.min(sizes, where=sizes > 0, initial=np.inf)
 
 
 def check_rtol(rtol: float, dtype) -> None:

@@ -15,6 +15,7 @@ from ..solvers import (
     KrylovExponential,
     Policy,
     better_rank,
+    explicit_solver,
     is_worth_a_race,
 )
 from .lapack import one_lapack_thread
@@ -22,6 +23,7 @@ from .log import Log
 from .record import observe
 from .state import Flow
 from .status import Outcome
+from .step import drowns
 from .tiers import Tiers
 
 _CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
@@ -111,6 +113,9 @@ class Run:
     def _relieve(self) -> None:
         """Measures the outlying curvature and takes the rank, or the method, that it asks for."""
         solver = self.flow.solver
+        if drowns(self.flow, self.state):
+            self._keep_small()
+            return
         assert isinstance(solver, DeflatedExponential)  # no other solver is ever strained
         spectrum = self.tiers.spectrum(self.flow, self.state)
         rank = better_rank(solver.rank, spectrum, self.state.y.size)
@@ -126,6 +131,14 @@ class Run:
             self._race(held)
         else:
             self._follow(self.policy.refused(self.num_steps))
+
+    def _keep_small(self) -> None:
+        """Goes on with a method under which what is far smaller than the rest keeps its digits."""
+        controller = self.flow.controller
+        why = f"|θᵢ(0)| = {self.flow.smallest:.1e} is below the rounding of others, and keeps its digits so"
+        self._use(explicit_solver(controller.rtol), why)
+        self.flow = dataclasses.replace(self.flow, controller=dataclasses.replace(controller, apart=True))
+        self.state = self.tiers.restart(self.flow, self.state)
 
     def _race(self, held: str) -> None:
         """Goes on for some steps with either method, and then with the one that got farther for its work."""

@@ -25,10 +25,13 @@ class Flow:
     observables: tuple[tuple[str, Observable], ...] = field(metadata=_STATIC)
     row: tuple[tuple[str, tuple[int, ...], str], ...] = field(metadata=_STATIC)  # name, shape and dtype of each series
     crossing_names: tuple[str, ...] = field(metadata=_STATIC)  # the observable of each crossing
+    stretch: Array  # (P,): 1, or what disturbs the parameters before the field is evaluated
     levels: Array  # (C,); a tree is also made of what stands for its arrays, so their shapes are not checked
     directions: Array  # (C,): 1, -1 or 0
     stop: int | None = field(metadata=_STATIC)  # index of the crossing that ends the flow
     grid: Array | None  # (G,): save times and then infinity, or None for the accepted steps
+    start: Array  # (P,): θ(0)
+    smallest: Array  # |θᵢ(0)| that is not zero
     asks_from: Array  # steps tried, from which the loop is left when the solver is strained
     may_switch: bool = field(metadata=_STATIC)  # whether it is left for that at all
     capacity: int = field(metadata=_STATIC)  # rows a chunk can hold

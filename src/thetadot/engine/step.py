@@ -46,8 +46,10 @@ def attempt(flow: Flow, field: Field, state: State, rows: Rows, t1: Array) -> tu
         TERM, state.t, t_end, state.y, field, state.solver_state, xp.asarray(False)
     )
     order = error_order(flow)
+    # A parameter that has never moved is no part of the flow: its size says nothing about the rounding of the others.
+    before, after = (xp.where((state.y == flow.start) & (y1 == flow.start), 0, y) for y in (state.y, y1))
     keep, _, t_next, _, controller_state, _ = flow.controller.adapt_step_size(
-        state.t, t_end, state.y, y1, field, error, order, state.controller_state
+        state.t, t_end, before, after, field, error, order, state.controller_state
     )
     gradients, products = flow.solver.cost(solver_state) or (0, 0)
     state = state._replace(num_gradients=state.num_gradients + gradients, num_products=state.num_products + products)
@@ -163,9 +165,21 @@ def _drift(field: Field, state: State, y: Float[Array, " P"]) -> tuple[Float[Arr
 
 
 def is_strained(flow: Flow, state: State, t1: Array) -> Bool[Array, ""]:
-    """Whether the solver is held by curvature that it does not treat exactly, and something may be done about it."""
+    """Whether another solver, or a larger rank, may do better.
+
+    Curvature that it does not treat exactly holds the steps, or a number of the start is below the rounding of others.
+    """
     if not flow.may_switch:
         return namespace(state.t).asarray(False)
     asked = state.num_steps >= flow.asks_from
     far = ~few_steps_left(t1 - state.t, state.t_next - state.t)
-    return asked & far & flow.solver.strained(state.solver_state)
+    return (asked & far & flow.solver.strained(state.solver_state)) | drowns(flow, state)
+
+
+def drowns(flow: Flow, state: State) -> Bool[Array, ""]:
+    """Whether a number of the start is below the rounding of one that there is now, and the solver may lose it."""
+    xp = namespace(state.y)
+    if flow.solver.keeps_small:
+        return xp.asarray(False)
+    largest = xp.max(xp.where(state.y == flow.start, 0, xp.abs(state.y)))  # of those that have moved
+    return flow.smallest < float(xp.finfo(state.y.dtype).eps) * largest

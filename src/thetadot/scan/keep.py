@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..stages import LADDER
+from ..ladder import LADDER
 
 PAUSE_S = 30.0  # between two checkpoints of a lane: as much is lost by a kill
 _SHARE = 20  # and at least so many times what the last ones took to write

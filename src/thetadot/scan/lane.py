@@ -13,9 +13,9 @@ from jaxtyping import PyTree
 
 from ..engine import Request, Run, checkpoint, compiled_at_once, resume
 from ..flow import Ongoing, begin_flow, end_flow
+from ..ladder import check_ladder, decided_by_rounding, first_times, next_rung, rounded, wanted
 from ..problem import Observable, Problem
 from ..progress import Report
-from ..stages import LADDER, check_ladder, first_times
 from ..trajectory import Trajectory
 from . import keep
 from .grid import Axes, point_at
@@ -87,23 +87,16 @@ class Lane:
         job = self.job
         problem, params0, t1 = self.made = self.made or _point(job, self.number)
         # One choice of rows for all tolerances: they share their compiled code.
-        ts, rtol = None if job.functions else [t1], LADDER[len(self.trajs)] * job.rtol
+        rung = next_rung(self.trajs)
+        assert rung is not None
+        ts, rtol = None if job.functions else [t1], rung.tolerance * job.rtol
         request = Request(
             problem, params0, t1, ts, job.observables, job.crossings, job.stop, job.solver, rtol, job.max_steps
         )
         with compiled_at_once():
-            ongoing = begin_flow(request)
-        ongoing.run.wanted = self.wanted()
+            ongoing = begin_flow(rounded(request, rung, self.trajs))
+        ongoing.run.wanted = wanted(self.trajs)
         return ongoing
-
-    def wanted(self) -> tuple[int, ...] | None:
-        """The crossings after which the next flow may be left; None for the first one, which goes on to its end.
-
-        Tighter flows tell the errors of the times that the first one found, and nothing else is asked of them.
-        """
-        if not self.trajs:
-            return None
-        return tuple(i for i, name in enumerate(self.job.crossings) if self.trajs[0].crossings[name])
 
     def _resume(self, run: Run) -> None:
         saved = keep.load(self.job.folder, self.number, len(self.trajs))
@@ -126,8 +119,7 @@ class Lane:
         except (Exception, SystemExit) as error:
             self.failure = _failed("Failed", error)
             return False
-        wanted = self.job.errors and any(self.trajs[0].crossings.values())
-        return len(self.trajs) < (len(LADDER) if wanted else 1)
+        return self.job.errors and next_rung(self.trajs) is not None
 
     def row(self) -> Row:
         """All that the lane leaves behind."""
@@ -138,6 +130,8 @@ class Lane:
         row = _outcome(self.trajs[0])
         for name, first in first_times(self.trajs).items():
             row |= {name: first.value, f"{name}_error": first.error}
+        if (decided := decided_by_rounding(self.trajs)) and row["status"] in ("done", "stopped"):
+            row |= {"status": "rounding", "result": f"{row['result']} Rounding decides {', '.join(decided)}."}
         return row | _functions(self.job.functions, self.trajs[0])
 
 

@@ -93,11 +93,8 @@ def alike(y: Float[Array, " P"], field: Float[Array, " P"], num: int, seed: int)
     """
     xp, y, field = namespace(y), _of_size_one(y), _of_size_one(field)
     words = xp.concatenate([_words(y), _words(field.astype(np.float32)) >> _ROUNDED], axis=1)
-    hashed = words[:, 0]
-    for i in range(1, words.shape[1]):
-        hashed = _mixed(hashed) ^ words[:, i]
     columns = _mixed(xp.arange(num, dtype=np.uint32) + _start_of(y, seed))
-    numbers = _as_numbers(_mixed(_mixed(hashed)[:, None] ^ columns[None]), y)
+    numbers = _as_numbers(_mixed(_hashed(words)[:, None] ^ columns[None]), y)
     size = abs(y) + abs(field)
     return xp.where(xp.where(y != 0, y, field) < 0, -size, size)[:, None] * numbers
 
@@ -116,6 +113,13 @@ def _words(x: Float[Array, " P"]) -> UInt32[Array, "P W"]:
     return jax.lax.bitcast_convert_type(jnp.abs(x), jnp.uint32).reshape(x.size, -1)
 
 
+def _hashed(words: UInt32[Array, "P W"]) -> UInt32[Array, " P"]:
+    hashed = words[:, 0]
+    for i in range(1, words.shape[1]):
+        hashed = _mixed(hashed) ^ words[:, i]
+    return _mixed(hashed)
+
+
 def _start_of(like: Array, seed: int) -> UInt32[Array, ""]:
     return namespace(like).asarray(seed * 0x9E3779B9 % 2**32, np.uint32)
 
@@ -129,6 +133,16 @@ def _mixed(n: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 def _as_numbers(n: UInt32[Array, "..."], like: Array) -> Float[Array, "..."]:
     return n.astype(like.dtype) / namespace(like).asarray(2**31, like.dtype) - 1
+
+
+def disturbed(before: np.ndarray, after: np.ndarray, size: float) -> np.ndarray:
+    """1 ± `size` for each parameter, at random; the same for those that are equal or opposite before and after.
+
+    Of a flow whose parameters are multiplied by these numbers, every number is as if it had been rounded by `size`; but
+    what the flow keeps equal, opposite or absent is so still.
+    """
+    signs = _as_numbers(_hashed(np.concatenate([_words(before), _words(after)], axis=1)), before)
+    return 1 + size * np.sign(signs)
 
 
 def nudge(y: Float[Array, " P"]) -> Float[Array, " P"]:

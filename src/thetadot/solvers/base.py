@@ -29,6 +29,13 @@ class AbstractFlowSolver(dfx.AbstractAdaptiveSolver):
     lets it.
     """
 
+    keeps_small: ClassVar[bool]
+    """Whether parameters that are far smaller than others keep their own digits, as under every explicit method.
+
+    An exponential method moves all of them by sums over the same few directions: what is below the rounding of these
+    is drowned.
+    """
+
     # Equinox makes a new module of each method that is looked up, 40 µs; on the host that is a tenth of a step.
     __getattribute__ = object.__getattribute__
 
@@ -71,6 +78,11 @@ class Diffrax(AbstractFlowSolver):
     def halves(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Only where it is implicit."""
         return not isinstance(self.solver, dfx.AbstractERK)
+
+    @property
+    def keeps_small(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where it is explicit."""
+        return isinstance(self.solver, dfx.AbstractERK)
 
     @property
     def label(self) -> str:

@@ -90,6 +90,7 @@ class DeflatedExponential(AbstractFlowSolver):
     interpolation_cls: ClassVar = PathInterpolation
     runs_on_host: ClassVar = True
     halves: ClassVar = True
+    keeps_small: ClassVar = False
 
     def __check_init__(self):
         """Refuses a rank below one."""
@@ -134,7 +135,9 @@ class DeflatedExponential(AbstractFlowSolver):
         displacement = half + second_half + correction
         noise = field_near - field0 - change
         phi1 = tables[0, -1, 0, :-1]
+        cancelled = h * float(xp.finfo(y.dtype).eps) * xp.linalg.norm(field0)  # left of (1 − V Vᵀ) F₀, in any direction
         error = above_rounding(correction, step_rounding(noise, A.vectors, phi1, h))
+        error = xp.abs(error) + cancelled / xp.sqrt(xp.asarray(y.size, y.dtype))
         field1 = field(t1, y + displacement)
 
         displacements = xp.stack([half + correction / 2, displacement])

@@ -29,6 +29,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 from diffrax import RESULTS, AbstractAdaptiveStepSizeController
 from jaxtyping import PyTree
@@ -56,6 +57,8 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
         safety: aims at this fraction of the largest acceptable error.
         min_factor: largest shrinking of a step.
         max_factor: largest growth of a step.
+        apart: whether numbers below the rounding of the largest are judged by themselves as well: beside it neither
+            their error nor their displacement counts.
     """
 
     rtol: float | Array
@@ -65,6 +68,7 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
     min_factor: float = 0.2
     max_factor: float = 6.0
     norm: Callable = rms
+    apart: bool = eqx.field(static=True, default=False)
 
     __getattribute__ = object.__getattribute__  # as in `AbstractFlowSolver`
 
@@ -106,6 +110,9 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
                 "wrap it in `diffrax.HalfSolver`."
             )
         ratio = self._error_ratio(y0, y1_candidate, y_error)
+        if self.apart:
+            small = _drowned(y1_candidate)
+            ratio = namespace(ratio).maximum(ratio, self._error_ratio(small(y0), small(y1_candidate), small(y_error)))
         xp, keep = namespace(ratio), ratio <= 1
         step = xp.asarray(t1 - t0, ratio.dtype)
         last_step, last_ratio = controller_state
@@ -138,6 +145,15 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
         error = self.norm(y_error)
         ratio = xp.where(error == 0, 0, error / xp.where(scale > 0, scale, xp.finfo(scale.dtype).tiny))
         return xp.where(xp.isfinite(error) & xp.isfinite(scale), ratio, xp.inf)
+
+
+def _drowned(y: PyTree) -> Callable[[PyTree], PyTree]:
+    """The numbers below the rounding of the largest one, out of trees like `y`; zero in place of the others."""
+    leaves = jax.tree.leaves(y)
+    xp = namespace(leaves[0])
+    largest = xp.max(xp.stack([xp.max(xp.abs(leaf), initial=0) for leaf in leaves]))
+    limit = float(xp.finfo(leaves[0].dtype).eps) * largest
+    return lambda tree: jax.tree.map(lambda x, size: xp.where(xp.abs(size) < limit, x, 0), tree, y)
 
 
 def _axpy(a, x: PyTree, y: PyTree) -> PyTree:

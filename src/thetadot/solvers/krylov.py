@@ -121,6 +121,7 @@ class KrylovExponential(AbstractFlowSolver):
     interpolation_cls: ClassVar = PathInterpolation
     runs_on_host: ClassVar = True
     halves: ClassVar = True
+    keeps_small: ClassVar = False
 
     def __check_init__(self):
         """Refuses a dimension below one."""

@@ -55,6 +55,11 @@ def choose_solver(solver: str | dfx.AbstractSolver, rtol: Float[Array, ""]) -> A
     return fitted(solver, rtol)
 
 
+def explicit_solver(rtol: Float[Array, ""]) -> AbstractFlowSolver:
+    """What "auto" takes where a number of the start is below the rounding of others: Dormand and Prince's order 8."""
+    return fitted(dfx.Dopri8(), rtol)
+
+
 def is_explicit(solver: str | dfx.AbstractSolver) -> bool:
     """Whether the steps of a solver are as short as the flow is stiff."""
     chosen = SOLVERS[solver]() if isinstance(solver, str) and solver in SOLVERS else solver

@@ -111,6 +111,7 @@ class StabilizedRungeKutta(AbstractFlowSolver):
     interpolation_cls: ClassVar = PathInterpolation
     runs_on_host: ClassVar = True
     halves: ClassVar = True
+    keeps_small: ClassVar = True
 
     def __check_init__(self):
         """Refuses fewer than two stages."""
