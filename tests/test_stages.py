@@ -10,14 +10,10 @@ import pytest
 import thetadot as td
 from flows import (
     BOWL,
-    MODES,
-    NEVER,
     QUARTIC,
-    aligned_layers,
     at,
     balanced_layers,
     linear_problem,
-    mode_crossings,
     scalar_flows,
 )
 from runs import attention_run, factorization_run
@@ -149,83 +145,3 @@ def test_a_flow_at_rest_and_one_of_no_length():
 def test_stages_and_numbers_print_themselves():
     assert repr(td.Stage("plateau", 0.0, 12.3456789, 1.386294361)) == "Stage(plateau, t 0 … 12.346, loss 1.38629)"
     assert repr(td.Measured(12.82294123, 3e-6)) == "12.82294123 ± 3e-06"
-
-
-# --- crossing_times ---
-
-
-def random_flow(rng, num_layers):
-    """A 2×2 target with random modes, strengths and (for two layers) imbalance, and its exact escape times.
-
-    Two layers: each mode is a product ab with a² − b² = q conserved, balanced (q = 0) in one case of three. Three
-    layers: balanced. The starts span seven decades, the levels 10 % to 90 % of a mode. The stronger mode starts at
-    the larger strength: learned second, it would find a plateau that rotates into it, and rounding decides when.
-    """
-    values = -np.sort(-rng.uniform(0.3, 3.0, 2))
-    levels = rng.uniform(0.1, 0.9, 2) * values
-    problem = linear_problem(values, seed=int(rng.integers(1000)))
-    if num_layers == 3:
-        strengths = values * 10 ** -np.sort(-rng.uniform(-7, -1.5, 2))
-        layers = balanced_layers(problem, strengths, 3)
-        exact = theory.deep_time(levels, values, strengths, 3)
-    else:
-        strengths = values * 10 ** -np.sort(-rng.uniform(-8, -1.5, 2))
-        imbalance = rng.choice([-1, 0, 1], 2) * 10 ** rng.uniform(-8, 0.5, 2)
-        upper = np.sqrt((imbalance + np.hypot(imbalance, 2 * strengths)) / 2)
-        upper = np.where(
-            imbalance < 0, strengths / np.sqrt((-imbalance + np.hypot(imbalance, 2 * strengths)) / 2), upper
-        )
-        layers = aligned_layers(problem, [strengths / upper, upper])
-        exact = theory.scalar_product_time(levels, values, strengths, imbalance)
-    return problem, layers, levels, np.asarray(exact)
-
-
-def measured_errors(num, num_layers, seed, rtol=1e-6):
-    """True and stated errors of the escape times of `num` random flows, two a flow, relative to the times."""
-    rng = np.random.default_rng(seed)
-    true, stated = [], []
-    for _ in range(num):
-        problem, layers, levels, exact = random_flow(rng, num_layers)
-        crossings = mode_crossings(*levels)
-        found = td.crossing_times(problem, layers, crossings, 1.1 * float(exact.max()), MODES, rtol=rtol)
-        assert np.isnan(found["loss"].value)
-        for name, time in zip(("first", "second"), exact, strict=True):
-            true.append(abs(found[name].value - time) / time)
-            stated.append(found[name].error / time)
-    return np.array(true), np.array(stated)
-
-
-def test_escape_times_lie_within_their_stated_errors():
-    true, stated = measured_errors(10, 2, seed=1)
-    assert np.mean(true <= stated) >= 0.8  # 20 times: a coverage of 95 % leaves more than four outside once in 400
-    assert np.max(true) < 1e-5 and np.all(stated < 1e-3)
-    # The error bars are not simply wide: a hundredth of one would not do.
-    assert np.mean(true <= stated / 100) < 0.8
-
-
-@pytest.mark.slow
-def test_stated_errors_cover_the_truth_in_200_random_flows():
-    """The true time within the stated error in 95 % of 200 flows, and the median stated error at most 10 × the true."""
-    results = [measured_errors(100, num_layers, seed=num_layers) for num_layers in (2, 3)]
-    true, stated = (np.concatenate(part) for part in zip(*results, strict=True))
-    assert true.size == 400 and np.all(np.isfinite(stated))
-    coverage = np.mean(true <= stated)
-    print(f"coverage {coverage:.3f}, median stated {np.median(stated):.2e}, median true {np.median(true):.2e}")  # noqa: T201
-    assert coverage >= 0.95
-    assert np.median(stated) <= 10 * np.median(true)
-
-
-def test_an_error_falls_with_the_tolerance():
-    loose, tight = (measured_errors(4, 2, seed=5, rtol=rtol) for rtol in (1e-4, 1e-7))
-    assert np.median(tight[0]) < np.median(loose[0]) / 30
-    assert np.median(tight[1]) < np.median(loose[1]) / 30
-
-
-def test_what_is_never_reached_is_nan():
-    problem = linear_problem([2.0, 0.7])
-    layers = balanced_layers(problem, [0.1, 0.1], 2)
-    found = td.crossing_times(problem, layers, mode_crossings(first=1.0, second=NEVER), 3.0, MODES)
-    assert np.isfinite(found["first"].value) and found["first"].error > 0
-    assert np.isnan(found["second"].value) and np.isnan(found["second"].error)
-    with pytest.raises(ValueError, match="`rtol` must lie in"):
-        td.crossing_times(problem, layers, mode_crossings(first=1.0), 3.0, MODES, rtol=-1.0)

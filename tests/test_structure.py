@@ -46,6 +46,7 @@ ORDER = [
     "flow",
     "blowup",
     "stages",
+    "ladder",
     "descent",
     "laws",
     "scan",

@@ -158,7 +158,9 @@ def _change(times: list[float], i: int) -> float:
 
 def _is_moved(times: list[float]) -> bool:
     """Whether 1e6 roundings change the time by more than the tolerances do."""
-    return len(times) > _TOLERANCES and np.isfinite(times[0]) and _change(times, _TOLERANCES) > _spread(times)
+    if len(times) <= _TOLERANCES or np.isnan(times[0]):
+        return False
+    return _change(times, _TOLERANCES) > _SAFETY * _spread(times)
 
 
 def _is_logarithmic(times: list[float]) -> bool:
@@ -166,4 +168,4 @@ def _is_logarithmic(times: list[float]) -> bool:
     if len(times) < len(LADDER) or not _is_moved(times):
         return False
     ten, many = _change(times, -1), _change(times, _TOLERANCES)
-    return np.isinf(ten) or ten > _LOGARITHMIC * many
+    return bool(np.isinf(ten) or ten > max(_LOGARITHMIC * many, _spread(times) / 4))

@@ -101,7 +101,7 @@ class Request:
             stop=None if self.stop is None else list(self.crossings).index(self.stop),
             grid=grid,
             start=layout.ravel(jax.tree.map(np.asarray, start)),
-            smallest=_smallest(start),
+            smallest=np.asarray(0.0),  # until the field is known
             asks_from=np.asarray(0),
             may_switch=isinstance(self.solver, str) and self.solver == "auto",
             weight=1 + largest // _SMALL,
@@ -109,11 +109,6 @@ class Request:
             small=largest <= _SMALL,
             capacity=len(grid) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096)),
         )
-
-
-def _smallest(start: PyTree) -> np.ndarray:
-    sizes = np.concatenate([np.abs(leaf).ravel() for leaf in jax.tree.leaves(jax.tree.map(np.asarray, start))])
-    return np.min(sizes, where=sizes > 0, initial=np.inf)
 
 
 def check_rtol(rtol: float, dtype) -> None:

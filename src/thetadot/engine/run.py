@@ -56,6 +56,10 @@ class Run:
         flow = self.flow
         with one_lapack_thread():
             self.state, row0 = self.tiers.start(flow, self.params0, self.t1)
+        y, moves = self.params0, np.asarray(self.state.grad) != 0
+        self.flow = dataclasses.replace(flow, smallest=_smallest(y, np.asarray(self.state.grad)))
+        if flow.may_switch and drowns(self.flow, self.state, moves):
+            self._keep_small()
         self.log = Log({name: np.asarray(x) for name, x in row0.items()}, len(flow.crossing_names))
         if flow.grid is None or float(flow.grid[0]) == 0:
             self.log.append(np.zeros(1), {name: x[None] for name, x in self.log.row0.items()})
@@ -113,7 +117,7 @@ class Run:
     def _relieve(self) -> None:
         """Measures the outlying curvature and takes the rank, or the method, that it asks for."""
         solver = self.flow.solver
-        if drowns(self.flow, self.state):
+        if drowns(self.flow, self.state, self.state.y != self.params0):
             self._keep_small()
             return
         assert isinstance(solver, DeflatedExponential)  # no other solver is ever strained
@@ -185,3 +189,10 @@ class Run:
         chunks = tuple((ts, rows["loss"]) for ts, rows in zip(self.log.ts, self.log.rows, strict=True))
         grad_norm = float(np.linalg.norm(np.asarray(state.grad)))
         return Report(float(state.t), float(self.t1), float(state.loss), grad_norm, self.num_steps, speed, chunks)
+
+
+def _smallest(y: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """The smallest |θᵢ| that is not zero, nor the rounding of zero: that would soon be lost in |Fᵢ|."""
+    size, speed = np.abs(y), np.abs(field)
+    limit = np.max(speed) / max(float(np.max(size)) * np.finfo(y.dtype).eps ** 0.5, float(np.finfo(y.dtype).tiny))
+    return np.asarray(np.min(size, initial=np.inf, where=(size > 0) & (speed <= limit * size)))

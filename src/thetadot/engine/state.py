@@ -31,7 +31,7 @@ class Flow:
     stop: int | None = field(metadata=_STATIC)  # index of the crossing that ends the flow
     grid: Array | None  # (G,): save times and then infinity, or None for the accepted steps
     start: Array  # (P,): θ(0)
-    smallest: Array  # |θᵢ(0)| that is not zero
+    smallest: Array  # |θᵢ(0)| that has digits
     asks_from: Array  # steps tried, from which the loop is left when the solver is strained
     may_switch: bool = field(metadata=_STATIC)  # whether it is left for that at all
     capacity: int = field(metadata=_STATIC)  # rows a chunk can hold

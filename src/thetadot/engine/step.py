@@ -173,13 +173,13 @@ def is_strained(flow: Flow, state: State, t1: Array) -> Bool[Array, ""]:
         return namespace(state.t).asarray(False)
     asked = state.num_steps >= flow.asks_from
     far = ~few_steps_left(t1 - state.t, state.t_next - state.t)
-    return (asked & far & flow.solver.strained(state.solver_state)) | drowns(flow, state)
+    return (asked & far & flow.solver.strained(state.solver_state)) | drowns(flow, state, state.y != flow.start)
 
 
-def drowns(flow: Flow, state: State) -> Bool[Array, ""]:
-    """Whether a number of the start is below the rounding of one that there is now, and the solver may lose it."""
+def drowns(flow: Flow, state: State, moves: Bool[Array, " P"]) -> Bool[Array, ""]:
+    """Whether a number of the start is below the rounding of one that moves, and the solver may lose it."""
     xp = namespace(state.y)
     if flow.solver.keeps_small:
         return xp.asarray(False)
-    largest = xp.max(xp.where(state.y == flow.start, 0, xp.abs(state.y)))  # of those that have moved
+    largest = xp.max(xp.where(moves, xp.abs(state.y), 0))
     return flow.smallest < float(xp.finfo(state.y.dtype).eps) * largest

@@ -14,6 +14,7 @@ from ._vector import alike
 _STARTING_ITERATIONS = 8  # of the block power method, before the first step
 _PASSES = 4  # of Cholesky QR at most
 _ORTHOGONAL = 2 / 3  # VᵀV − I of the size ε_machine to this power is good enough: far below any tolerance
+_NEW = 0.01  # of a column that a basis leaves of it, at least: less is rounding, which large rows put into small ones
 _DIAGONAL = 0.01  # h ‖VᵀJV − diag‖ below which the basis is kept as it is: a fifth-order method leaves 1e-10 of it
 _SMALL_RANK = 8  # whose rotation costs no more than the question whether it is needed
 
@@ -114,11 +115,12 @@ def orthonormal(block: Block, fill: Callable[[], Block]) -> Block:
 
 def _completed(block: Block, fill: Block) -> Block:
     """A basis of what spans more than the square root of rounding, with columns of `fill` in the places left."""
-    basis = _spanning(_unit_columns(block))
+    xp, basis, fill = namespace(block), _spanning(_unit_columns(block)), _unit_columns(fill)
     for _ in range(2):
         fill = fill - basis @ (basis.T @ fill)
-    missing = ~namespace(block).any(basis != 0, axis=0)
-    return _spanning(_spanning(_unit_columns(namespace(block).where(missing[None], fill, basis))))
+    fill = xp.where((xp.linalg.norm(fill, axis=0) > _NEW)[None], fill, 0)
+    missing = ~xp.any(basis != 0, axis=0)
+    return _spanning(_spanning(_unit_columns(xp.where(missing[None], fill, basis))))
 
 
 def _spanning(block: Block) -> Block:

@@ -57,8 +57,8 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
         safety: aims at this fraction of the largest acceptable error.
         min_factor: largest shrinking of a step.
         max_factor: largest growth of a step.
-        apart: whether numbers below the rounding of the largest are judged by themselves as well: beside it neither
-            their error nor their displacement counts.
+        apart: whether numbers that the floor hides beside the largest, `floor` ε / `rtol` of it and less, are judged by
+            themselves as well.
     """
 
     rtol: float | Array
@@ -111,7 +111,7 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
             )
         ratio = self._error_ratio(y0, y1_candidate, y_error)
         if self.apart:
-            small = _drowned(y1_candidate)
+            small = self._small(y1_candidate)
             ratio = namespace(ratio).maximum(ratio, self._error_ratio(small(y0), small(y1_candidate), small(y_error)))
         xp, keep = namespace(ratio), ratio <= 1
         step = xp.asarray(t1 - t0, ratio.dtype)
@@ -146,14 +146,13 @@ class DisplacementController(AbstractAdaptiveStepSizeController):
         ratio = xp.where(error == 0, 0, error / xp.where(scale > 0, scale, xp.finfo(scale.dtype).tiny))
         return xp.where(xp.isfinite(error) & xp.isfinite(scale), ratio, xp.inf)
 
-
-def _drowned(y: PyTree) -> Callable[[PyTree], PyTree]:
-    """The numbers below the rounding of the largest one, out of trees like `y`; zero in place of the others."""
-    leaves = jax.tree.leaves(y)
-    xp = namespace(leaves[0])
-    largest = xp.max(xp.stack([xp.max(xp.abs(leaf), initial=0) for leaf in leaves]))
-    limit = float(xp.finfo(leaves[0].dtype).eps) * largest
-    return lambda tree: jax.tree.map(lambda x, size: xp.where(xp.abs(size) < limit, x, 0), tree, y)
+    def _small(self, y: PyTree) -> Callable[[PyTree], PyTree]:
+        """Out of trees like `y` the numbers that the floor hides beside the largest; zero in place of the others."""
+        leaves = jax.tree.leaves(y)
+        xp = namespace(leaves[0])
+        largest = xp.max(xp.stack([xp.max(xp.abs(leaf), initial=0) for leaf in leaves]))
+        limit = self.floor * float(xp.finfo(largest.dtype).eps) / self.rtol * largest
+        return lambda tree: jax.tree.map(lambda x, size: xp.where(xp.abs(size) < limit, x, 0), tree, y)
 
 
 def _axpy(a, x: PyTree, y: PyTree) -> PyTree:
