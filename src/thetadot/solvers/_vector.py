@@ -17,6 +17,7 @@ Field = Callable[[Any, Float[Array, " P"]], Float[Array, " P"]]
 
 _NUDGE = 256  # in units of ε_machine
 _ROUNDED = np.uint32(13)  # bits of a number in single precision that do not count
+_POWERS = 4  # of the size of a parameter, in turn, so that columns are independent in small ones too
 _LANES = 16  # numbers that vector units treat alike, at least
 
 
@@ -83,20 +84,21 @@ def scrambled(like: Array, shape: tuple[int, ...], seed: int) -> Float[Array, ".
 
 
 def alike(y: Float[Array, " P"], field: Float[Array, " P"], num: int, seed: int) -> Float[Array, "P K"]:
-    """`num` columns that look random, but are as the flow is: ±(|θ̂ᵢ| + |F̂ᵢ|) hash(|θ̂ᵢ|, |F̂ᵢ|), θ̂ and F̂ of size one.
+    """`num` columns that look random, but are as the flow is: ±(|θ̂ᵢ| + |F̂ᵢ|)^p hash(|θ̂ᵢ|, |F̂ᵢ|), θ̂ and F̂ of size one.
 
     Parameters that are equal, with equal velocities, get equal numbers, opposite ones opposite numbers (the sign is
     that of θᵢ, or of Fᵢ at θᵢ = 0), and those that are zero and stay there get zero. So what starts from these columns,
     by the field and by combinations of columns, never leaves a set of equal, opposite or absent parameters that the
-    flow does not leave; and what is small beside others is disturbed by them no more than it is large. Of the
-    velocity three digits count, so that its rounding, which is another on the host than in a loop, does not.
+    flow does not leave. p is 1, 1/2, 1/4 and 1/8 in turn: what is small beside others is small in the first columns,
+    and an orthonormal basis, which is made in their order, separates it from what is large. Of the velocity three digits count, so that its rounding, which is another on the host than in a loop, does not.
     """
     xp, y, field = namespace(y), _of_size_one(y), _of_size_one(field)
     words = xp.concatenate([_words(y), _words(field.astype(np.float32)) >> _ROUNDED], axis=1)
     columns = _mixed(xp.arange(num, dtype=np.uint32) + _start_of(y, seed))
     numbers = _as_numbers(_mixed(_hashed(words)[:, None] ^ columns[None]), y)
-    size = abs(y) + abs(field)
-    return xp.where(xp.where(y != 0, y, field) < 0, -size, size)[:, None] * numbers
+    powers = xp.asarray(0.5 ** (np.arange(num) % _POWERS), y.dtype)
+    size = (abs(y) + abs(field))[:, None] ** powers[None]
+    return xp.where(xp.where(y != 0, y, field)[:, None] < 0, -size, size) * numbers
 
 
 def _of_size_one(x: Float[Array, " P"]) -> Float[Array, " P"]:
