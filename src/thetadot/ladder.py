@@ -20,16 +20,16 @@ class Rung(NamedTuple):
     """One solve of a flow whose crossing times are measured."""
 
     tolerance: float  # in units of rtol
-    rounding: float = 0.0  # by which the parameters are disturbed wherever the field is evaluated, in units of epsilon
+    rounding: float | None = None  # ε to this power disturbs the parameters wherever the field is evaluated
 
 
-LADDER = (Rung(1.0), Rung(0.1), Rung(0.01), Rung(1.0, 1e6), Rung(1.0, 10.0))
+LADDER = (Rung(1.0), Rung(0.1), Rung(0.01), Rung(1.0, 0.6), Rung(1.0, 0.94))
 """Rungs of `crossing_times`: the value, two to judge its tolerance, and two to judge its rounding."""
 
 _TOLERANCES = 3
 _SAFETY = 2.0
 _FLOOR = 16  # rounding errors of t that no ladder can see, in units of its machine epsilon
-_LOGARITHMIC = 0.1  # share of the change under 1e6 roundings that ten make, above which rounding decides; else 1e-5
+_LOGARITHMIC = 0.1  # share of the change under many roundings that few make, above which rounding decides
 _UNCONTROLLED = 1e4  # errors in units of rtol t, from which the tolerance does not control the time
 
 
@@ -52,12 +52,12 @@ def crossing_times(
 
     **Rounding.** An escape may start from less than the rounding of the field: then the computed flow leaves the
     saddle, and the true one later or never, at every tolerance. So the flow is solved once more with each parameter
-    disturbed by 1e6 ε wherever the field is evaluated, and, where that moves a time, with 10 ε. If a time depends on
-    rounding smoothly, the second changes it 1e5 times less than the first, and its change is a part of the error. If
-    it depends on its logarithm, as an escape from rounding does, they change it by ln 1e6 and ln 10 e-folds: then the
-    error is infinite, and the value a lower bound up to an e-fold or two. Parameters that the flow keeps equal,
-    opposite or zero to the last bit are disturbed alike. The error is infinite too where it exceeds 1e4 `rtol` T₁: the
-    tolerance does not control such a time.
+    disturbed by ε^0.6 (in float64 some 1e6 roundings) wherever the field is evaluated, and, where that moves a time, by
+    ε^0.94 (some ten). If a time depends on rounding smoothly, few change it by far less than many, and that is a part
+    of the error. If it depends on its logarithm, as an escape from rounding does, they change it by 2 and by 14
+    e-folds: then the error is infinite, and the value a lower bound up to an e-fold or two. Parameters that the flow
+    keeps equal, opposite or zero to the last bit are disturbed alike. The error is infinite too where it exceeds 1e4
+    `rtol` T₁: the tolerance does not control such a time.
 
     Args:
         problem: the loss and its data.
@@ -71,7 +71,7 @@ def crossing_times(
 
     Returns:
         name -> Measured(value, error); NaN where the crossing was not reached by `t1`, and an infinite error where a
-        tighter rung did not reach it or rounding decides it.
+        tighter rung did not reach it, or rounding decides when, or whether, it is.
     """
     check_ladder(rtol, params0)
     progress, trajs = options.pop("progress", False), []
@@ -102,19 +102,22 @@ def next_rung(trajs: Sequence[Trajectory]) -> Rung | None:
 
 def rounded(request: Request, rung: Rung, trajs: Sequence[Trajectory]) -> Request:
     """The request with the rounding of the rung."""
-    if rung.rounding == 0:
+    if rung.rounding is None:
         return request
-    size = rung.rounding * float(np.finfo(request.y0.dtype).eps)
+    size = float(np.finfo(request.y0.dtype).eps) ** rung.rounding
     end = request.flow.layout.ravel(jax.tree.map(np.asarray, trajs[0].params1))
     return request.disturbed(disturbed(request.y0, end, size))
 
 
 def wanted(trajs: Sequence[Trajectory]) -> tuple[int, ...] | None:
-    """The crossings after which the next solve may be left; None for the first one, which goes on to its end.
+    """The crossings after which the next solve may be left; None for one that goes on to its end, as the first does.
 
-    The others tell the errors of the times that the first one found, and nothing else is asked of them.
+    Tighter tolerances tell the errors of the times that the first one found, and nothing else is asked of them. Rounding
+    may decide that a level is not reached as well as when it is.
     """
-    return tuple(i for i, times in enumerate(trajs[0].crossings.values()) if times) if trajs else None
+    if not trajs or (len(trajs) >= _TOLERANCES and not all(trajs[0].crossings.values())):
+        return None
+    return tuple(i for i, times in enumerate(trajs[0].crossings.values()) if times)
 
 
 def first_times(trajs: Sequence[Trajectory]) -> dict[str, Measured]:
@@ -125,7 +128,8 @@ def first_times(trajs: Sequence[Trajectory]) -> dict[str, Measured]:
 
 def decided_by_rounding(trajs: Sequence[Trajectory]) -> list[str]:
     """The crossings whose times depend on the logarithm of rounding."""
-    return [name for name, times in _times(trajs).items() if _is_logarithmic(times)]
+    rtol = trajs[0].provenance["rtol"]
+    return [name for name, times in _times(trajs).items() if _is_logarithmic(times, rtol)]
 
 
 def _times(trajs: Sequence[Trajectory]) -> dict[str, list[float]]:
@@ -136,9 +140,9 @@ def _settle(times: list[float], rtol: float) -> Measured:
     """The first time, with an error from how far the others are from it."""
     value = times[0]
     if np.isnan(value) or len(times) == 1:
-        return Measured(value, np.nan)
+        return Measured(value, np.inf if _is_logarithmic(times, rtol) else np.nan)
     error = _spread(times)
-    if _is_logarithmic(times):
+    if _is_logarithmic(times, rtol):
         error = np.inf
     elif len(times) == len(LADDER) and _is_moved(times):
         error = max(error, _SAFETY * _change(times, -1))
@@ -157,15 +161,19 @@ def _change(times: list[float], i: int) -> float:
 
 
 def _is_moved(times: list[float]) -> bool:
-    """Whether 1e6 roundings change the time by more than the tolerances do."""
-    if len(times) <= _TOLERANCES or np.isnan(times[0]):
+    """Whether many roundings change the time by more than the tolerances do."""
+    if len(times) <= _TOLERANCES:
         return False
+    if np.isnan(times[0]):
+        return bool(np.isfinite(times[_TOLERANCES]))
     return _change(times, _TOLERANCES) > _SAFETY * _spread(times)
 
 
-def _is_logarithmic(times: list[float]) -> bool:
-    """Whether ten roundings change the time by much of what 1e6 do."""
+def _is_logarithmic(times: list[float], rtol: float) -> bool:
+    """Whether few roundings change the time by much of what many do, and by more than solutions differ anyway."""
     if len(times) < len(LADDER) or not _is_moved(times):
         return False
-    ten, many = _change(times, -1), _change(times, _TOLERANCES)
-    return bool(np.isinf(ten) or ten > max(_LOGARITHMIC * many, _spread(times) / 4))
+    if np.isnan(times[0]):
+        return bool(np.isfinite(times[-1]))
+    few, many = _change(times, -1), _change(times, _TOLERANCES)
+    return bool(np.isinf(few) or few > max(_LOGARITHMIC * many, _spread(times) / 4, rtol * times[0]))

@@ -90,7 +90,8 @@ def alike(y: Float[Array, " P"], field: Float[Array, " P"], num: int, seed: int)
     that of θᵢ, or of Fᵢ at θᵢ = 0), and those that are zero and stay there get zero. So what starts from these columns,
     by the field and by combinations of columns, never leaves a set of equal, opposite or absent parameters that the
     flow does not leave. p is 1, 1/2, 1/4 and 1/8 in turn: what is small beside others is small in the first columns,
-    and an orthonormal basis, which is made in their order, separates it from what is large. Of the velocity three digits count, so that its rounding, which is another on the host than in a loop, does not.
+    and an orthonormal basis, which is made in their order, separates it from what is large. Of the velocity three
+    digits count, so that its rounding, which is another on the host than in a loop, does not.
     """
     xp, y, field = namespace(y), _of_size_one(y), _of_size_one(field)
     words = xp.concatenate([_words(y), _words(field.astype(np.float32)) >> _ROUNDED], axis=1)
@@ -138,13 +139,12 @@ def _as_numbers(n: UInt32[Array, "..."], like: Array) -> Float[Array, "..."]:
 
 
 def disturbed(before: np.ndarray, after: np.ndarray, size: float) -> np.ndarray:
-    """1 ± `size` for each parameter, at random; the same for those that are equal or opposite before and after.
+    """1 ± `size` at most for each parameter, at random; the same for those that are equal or opposite before and after.
 
     Of a flow whose parameters are multiplied by these numbers, every number is as if it had been rounded by `size`; but
     what the flow keeps equal, opposite or absent is so still.
     """
-    signs = _as_numbers(_hashed(np.concatenate([_words(before), _words(after)], axis=1)), before)
-    return 1 + size * np.sign(signs)
+    return 1 + size * _as_numbers(_hashed(np.concatenate([_words(before), _words(after)], axis=1)), before)
 
 
 def nudge(y: Float[Array, " P"]) -> Float[Array, " P"]:
