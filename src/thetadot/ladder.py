@@ -112,8 +112,8 @@ def rounded(request: Request, rung: Rung, trajs: Sequence[Trajectory]) -> Reques
 def wanted(trajs: Sequence[Trajectory]) -> tuple[int, ...] | None:
     """The crossings after which the next solve may be left; None for one that goes on to its end, as the first does.
 
-    Tighter tolerances tell the errors of the times that the first one found, and nothing else is asked of them. Rounding
-    may decide that a level is not reached as well as when it is.
+    Tighter tolerances tell the errors of the times that the first one found, and nothing else is asked of them. But
+    rounding may decide that a level is not reached as well as when it is.
     """
     if not trajs or (len(trajs) >= _TOLERANCES and not all(trajs[0].crossings.values())):
         return None
