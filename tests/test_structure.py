@@ -37,6 +37,7 @@ ORDER = [
     "problem",
     "observables",
     "compile",
+    "roots",
     "crossings",
     "solvers",
     "progress",

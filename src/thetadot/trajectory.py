@@ -27,13 +27,15 @@ class Trajectory(eqx.Module):
     Attributes:
         ts: times of the rows, shape (T,): the solver's accepted steps, or the save grid.
         series: name -> array (T, …): `loss`, `grad_norm` = ‖∇L‖₂, `dissipation` = ∫₀ᵗ‖∇L‖², and the observables.
-        crossings: name -> times at which the observable passed its level, in order.
+        crossings: name -> times at which the observable passed its level or first reached it, in order.
         params1: the parameters where the flow ended.
         status: "done", "stopped" (at a crossing), "blew up", "step limit" or "failed"; "diverged" for descent only.
         result: the same as a sentence that says what happened and what to try.
         stats: numbers of the solve: steps, gradients, the solver and its wall time, `conservation` (drift of each
             invariant) and `energy_error`, |L(0) − L(t₁) − ∫‖∇L‖²| over the drop of the loss. The integral takes four
-            points a step: where one step spans many relaxation times it is the coarser of the two.
+            points a step: where one step spans many relaxation times it is the coarser of the two. For each crossing
+            `unwatched`, the longest time between two looks at its observable, and `jumps`, those of its times at which
+            the observable jumps.
         provenance: settings, versions, commit, platform.
     """
 

@@ -10,6 +10,7 @@
 from .checkpoints import checkpoint as checkpoint
 from .checkpoints import resume as resume
 from .loop import on_one_core as on_one_core
+from .record import MONOTONE as MONOTONE
 from .request import STANDING as STANDING
 from .request import Request as Request
 from .request import check_rtol as check_rtol

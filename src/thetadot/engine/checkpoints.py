@@ -36,7 +36,8 @@ def checkpoint(run: Run) -> dict[str, np.ndarray]:
     arrays = {"facts": np.array(json.dumps(facts)), "ts": run.log.times()}
     arrays |= {f"state_{i}": np.asarray(leaf) for i, leaf in enumerate(filter(_is_array, jax.tree.leaves(run.state)))}
     arrays |= {f"row_{i}": rows for i, rows in enumerate(run.log.series().values())}
-    return arrays | {f"crossing_{i}": np.array(ts) for i, ts in enumerate(run.log.crossing_ts)}
+    arrays |= {f"crossing_{i}": np.array(ts) for i, ts in enumerate(run.log.crossing_ts)}
+    return arrays | {f"jump_{i}": np.array(ts) for i, ts in enumerate(run.log.jump_ts)}
 
 
 def resume(run: Run, saved: Mapping[str, np.ndarray]) -> bool:
@@ -61,6 +62,7 @@ def resume(run: Run, saved: Mapping[str, np.ndarray]) -> bool:
     log = run.log
     rows = {name: saved[f"row_{i}"] for i, name in enumerate(log.row0)}
     log.crossing_ts = [saved[f"crossing_{i}"].tolist() for i in range(len(log.crossing_ts))]
+    log.jump_ts = [saved[f"jump_{i}"].tolist() for i in range(len(log.jump_ts))]
     log.ts, log.rows = ([saved["ts"]], [rows]) if saved["ts"].size else ([], [])
     run.flow, run.state = flow, jax.tree.unflatten(structure, leaves)
     run.choices, run.policy = facts["choices"], policy

@@ -18,6 +18,7 @@ class Log:
         self.ts: list[np.ndarray] = []
         self.rows: list[dict[str, np.ndarray]] = []
         self.crossing_ts: list[list[float]] = [[] for _ in range(num_crossings)]
+        self.jump_ts: list[list[float]] = [[] for _ in range(num_crossings)]  # those of them that are jumps
 
     def append(self, ts: np.ndarray, rows: dict[str, np.ndarray]) -> None:
         """Adds rows at these times."""
@@ -30,9 +31,11 @@ class Log:
         if count:
             series = {name: np.asarray(x)[:count].copy() for name, x in rows.series.items()}
             self.append(np.asarray(rows.ts)[:count].copy(), series)
-        which, times = np.asarray(rows.crossing), np.asarray(rows.crossing_ts)
+        which, times, jumps = map(np.asarray, (rows.crossing, rows.crossing_ts, rows.crossing_jumps))
         for i in range(int(rows.num_crossings)):
             self.crossing_ts[which[i]].append(float(times[i]))
+            if jumps[i]:
+                self.jump_ts[which[i]].append(float(times[i]))
 
     def times(self) -> np.ndarray:
         """The times of all rows."""

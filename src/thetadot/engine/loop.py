@@ -52,6 +52,7 @@ def first_state(flow: Flow, field: Field, y: Float[Array, " P"], t1: Array) -> t
         drift=tuple(zero for _ in invariants0),
         saved=none,
         resting=none,
+        unwatched=0 * t1,
         crawling=none,
         num_accepted=none,
         num_rejected=none,

@@ -13,21 +13,29 @@ from .state import Flow, Rows, State
 
 Field = TracedField | HostField
 
-# Where a step is looked at, as shares of it: the Gauss–Lobatto points, and more of them where a crossing watches an
-# observable of the user's, which may cross twice in a long step. The loss and the dissipation cannot.
 LOBATTO = (0.0, (1 - 1 / math.sqrt(5)) / 2, (1 + 1 / math.sqrt(5)) / 2, 1.0)
-_DENSE = tuple(sorted({*LOBATTO, *(i / 12 for i in range(1, 12))}))
-_STEPS_WITH_EVENTS = 16  # full of crossings, that a chunk has room for
+"""Where every step is looked at, as shares of it: the Gauss–Lobatto points."""
+
+MONOTONE = {"loss", "dissipation"}
+"""What cannot cross a level twice in any flow."""
+
+_STEPS_WITH_EVENTS = 16  # of which a chunk has room for every crossing
+_LARGEST = 128  # crossings of each level for which there is room in one step
 
 
-def knots(flow: Flow) -> tuple[float, ...]:
-    """The points of a step between which crossings are sought."""
-    return LOBATTO if set(flow.crossing_names) <= {"loss", "dissipation"} else _DENSE
+def monotone(flow: Flow) -> bool:
+    """Whether nothing that crossings watch can cross its level twice."""
+    return set(flow.crossing_names) <= MONOTONE
 
 
 def events_a_step(flow: Flow) -> int:
-    """The most crossings that one step can have."""
-    return (len(knots(flow)) - 1) * len(flow.crossing_names)
+    """The most crossings that are kept of one step."""
+    return (len(LOBATTO) - 1 if monotone(flow) else _LARGEST) * len(flow.crossing_names)
+
+
+def needs_gradient(flow: Flow) -> bool:
+    """Whether crossings watch what is known with the gradient."""
+    return not {"loss", "grad_norm"}.isdisjoint(flow.crossing_names)
 
 
 def observe(flow: Flow, field: Field, y, loss, grad, dissipation) -> dict[str, Array]:
@@ -44,7 +52,9 @@ def at_levels(flow: Flow, field: Field, y, loss, grad, dissipation) -> Float[Arr
         return xp.zeros(0, flow.levels.dtype)
     if set(flow.crossing_names) == {"loss"}:
         return loss - flow.levels
-    row = {"loss": loss, "grad_norm": xp.sqrt(xp.vdot(grad, grad)), "dissipation": dissipation}
+    row = {"loss": loss, "dissipation": dissipation}
+    if "grad_norm" in flow.crossing_names:
+        row |= {"grad_norm": xp.sqrt(xp.vdot(grad, grad))}
     if not set(flow.crossing_names) <= set(row):
         row |= field.watched(y, flow.crossing_names)
     return xp.stack([xp.asarray(row[name], flow.levels.dtype) for name in flow.crossing_names]) - flow.levels
@@ -62,8 +72,9 @@ def empty_rows(flow: Flow, like: State) -> Rows:
     xp = namespace(like.t)
     series = {name: xp.zeros((flow.capacity, *shape), dtype) for name, shape, dtype in flow.row}
     zero, ts = xp.asarray(0), xp.zeros(flow.capacity, like.t.dtype)
-    room = _STEPS_WITH_EVENTS * events_a_step(flow)
-    return Rows(series, ts, zero, xp.zeros(room, int), xp.zeros(room, like.t.dtype), zero)
+    room = (_STEPS_WITH_EVENTS if monotone(flow) else 2) * events_a_step(flow)
+    crossing, times, jumps = xp.zeros(room, int), xp.zeros(room, like.t.dtype), xp.zeros(room, bool)
+    return Rows(series, ts, zero, crossing, times, jumps, zero)
 
 
 def in_any_lane(flow: Flow, wanted: Bool[Array, ""]) -> Bool[Array, ""]:
@@ -94,24 +105,25 @@ def record(flow: Flow, field: Field, state: State, rows: Rows, t0, t1, at: Calla
     return state._replace(saved=saved), rows
 
 
-def record_crossings(flow: Flow, rows: Rows, t0, t1, roots: Float[Array, "I C"]) -> Rows:
-    """Appends the crossings of a step, earliest first, if there are any."""
-    if roots.size == 0:
+def record_crossings(flow: Flow, rows: Rows, t0, t1, xs: Float[Array, " R"], which, jumps) -> Rows:
+    """Appends the crossings of a step, earliest first, if there are any: where in it, of which observable, how."""
+    if xs.size == 0:
         return rows
-    xp = namespace(roots)
+    xp = namespace(xs)
 
     def append():
-        times = roots.ravel()
-        order = xp.argsort(times)
+        order = xp.argsort(xs)
         # Slots beyond the end are dropped: those of the crossings that did not happen.
-        slots = xp.where(xp.isfinite(times[order]), rows.num_crossings + xp.arange(times.size), rows.crossing.size)
-        ts = t0 + xp.asarray(times[order], t0.dtype) * (t1 - t0)
-        crossing, crossing_ts = put(rows.crossing, slots, order % roots.shape[1]), put(rows.crossing_ts, slots, ts)
-        return crossing, crossing_ts, rows.num_crossings + xp.sum(xp.isfinite(times))
+        slots = xp.where(xp.isfinite(xs[order]), rows.num_crossings + xp.arange(xs.size), rows.crossing.size)
+        ts = t0 + xp.asarray(xs[order], t0.dtype) * (t1 - t0)
+        crossing, crossing_ts = put(rows.crossing, slots, which[order]), put(rows.crossing_ts, slots, ts)
+        crossing_jumps = put(rows.crossing_jumps, slots, jumps[order])
+        return crossing, crossing_ts, crossing_jumps, rows.num_crossings + xp.sum(xp.isfinite(xs))
 
-    crossed = in_any_lane(flow, xp.any(xp.isfinite(roots)))
-    now = cond(crossed, append, lambda: (rows.crossing, rows.crossing_ts, rows.num_crossings))
-    return rows._replace(crossing=now[0], crossing_ts=now[1], num_crossings=now[2])
+    crossed = in_any_lane(flow, xp.any(xp.isfinite(xs)))
+    before = rows.crossing, rows.crossing_ts, rows.crossing_jumps, rows.num_crossings
+    now = cond(crossed, append, lambda: before)
+    return rows._replace(crossing=now[0], crossing_ts=now[1], crossing_jumps=now[2], num_crossings=now[3])
 
 
 def _append(rows: Rows, t, row: dict[str, Array], sound: Bool[Array, ""]) -> Rows:

@@ -147,6 +147,8 @@ def _check_crossings(crossings: Mapping[str, tuple], row: dict) -> tuple[tuple[s
                 f"got {crossing!r}."
             )
         observable, level = crossing[:2]
+        if math.isnan(level):
+            raise ValueError(f"`crossings[{name!r}]` has the level NaN, which no value passes or reaches.")
         if observable not in row:
             raise ValueError(f"`crossings[{name!r}]` watches {observable!r}, which is not among {', '.join(row)}.")
         if row[observable].shape != ():

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Bool, Float, Int, PyTree
 
 from ..arrays import Array
 from ..problem import Observable
@@ -57,6 +57,7 @@ class State(NamedTuple):
     drift: tuple[Float[Array, ""], ...]
     saved: Int[Array, ""]  # save times passed
     resting: Int[Array, ""]  # steps in a row that moved by rounding only
+    unwatched: Float[Array, ""]  # longest time so far between two looks at what crossings watch, in steps taken
     crawling: Int[Array, ""]  # attempts in a row that were hardly longer than the resolution of t
     num_accepted: Int[Array, ""]
     num_rejected: Int[Array, ""]
@@ -78,4 +79,5 @@ class Rows(NamedTuple):
     count: Int[Array, ""]
     crossing: Int[Array, " E"]
     crossing_ts: Float[Array, " E"]
+    crossing_jumps: Bool[Array, " E"]
     num_crossings: Int[Array, ""]

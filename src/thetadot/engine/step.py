@@ -1,11 +1,9 @@
 """One step: attempt, look inside, accept or reject.
 
 Within each accepted step the dense output is evaluated at the two inner Gauss–Lobatto points: for the dissipation
-∫‖∇L‖² dt (order 6), and so that two crossings in one step are seen.
+∫‖∇L‖² dt (order 6), and to see that the loss falls. `watch.py` says where else for the sake of crossings.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -13,13 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ..arrays import Array, cond, each, namespace, side_by_side
-from ..crossings import locate, sign_changes
 from ..solvers import few_steps_left
 from .accept import STEPS_AT_REST, crawling, is_sound, resting, retried, unless_sound
 from .field import TERM
-from .record import LOBATTO, Field, at_levels, in_any_lane, knots, levels_at, record, record_crossings
+from .record import LOBATTO, Field, at_levels, levels_at, monotone, needs_gradient, record, record_crossings
 from .state import Flow, Rows, State
 from .status import Outcome
+from .watch import monotone_crossings, num_pieces, watched_crossings
 
 # ∫₀ˣ of the cubic through values at the knots = (x, x², x³, x⁴) · _ANTIDERIVATIVE · values; at x = 1 these are the
 # Gauss–Lobatto weights 1/12, 5/12, 5/12, 1/12.
@@ -94,16 +92,21 @@ def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1:
         return state.dissipation + powers @ cubic
 
     def watched(x):
-        return at_levels(flow, field, *at(x), dissipated(x))
+        y = cond(x < 1, lambda: path(x), lambda: step.y1)
+        loss, grad = field.value_and_grad(y) if needs_gradient(flow) else (state.loss, state.grad)
+        spent = dissipated(x) if "dissipation" in flow.crossing_names else state.dissipation
+        return at_levels(flow, field, y, loss, grad, spent)
 
-    end = shares[2]
-    known = levels_at(flow, field, points, losses, grads, dissipated(shares))
-    roots = _roots(flow, watched, state.at_levels, known)
-    x_end, stopped = end, xp.asarray(False)
+    if monotone(flow):
+        known = levels_at(flow, field, points, losses, grads, dissipated(shares))
+        crossings, at_end = monotone_crossings(flow, watched, state.at_levels, known), known[-1]
+    else:
+        crossings, at_end = watched_crossings(flow, watched, state.at_levels, num_pieces(state.y, step.y1))
+    x_end, stopped = shares[2], xp.asarray(False)
     if flow.stop is not None:
-        x_end = xp.minimum(xp.min(roots[:, flow.stop]), end)
-        roots = xp.where(roots <= x_end, roots, xp.inf)
-        stopped = xp.any(xp.isfinite(roots[:, flow.stop]))
+        first = xp.min(xp.where(crossings.which == flow.stop, crossings.xs, xp.inf))
+        stopped, x_end = xp.isfinite(first), xp.minimum(first, x_end)
+        crossings = crossings.until(x_end)
     t_end = xp.where(stopped, step.t0 + xp.asarray(x_end, step.t0.dtype) * (step.t1 - step.t0), step.t1)
     y, loss, grad = step.y1, losses[2], grads[2]
     if flow.stop is not None:
@@ -119,10 +122,11 @@ def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1:
         loss=loss,
         grad=grad,
         dissipation=dissipated(x_end),
-        at_levels=known[2],
+        at_levels=at_end,
         solver_state=step.solver_state,
         controller_state=step.controller_state,
         drift=_drift(field, state, y),
+        unwatched=xp.maximum(state.unwatched, xp.asarray(crossings.unwatched, step.t0.dtype) * (step.t1 - step.t0)),
         resting=count,
         num_accepted=state.num_accepted + 1,
         num_gradients=state.num_gradients + _GRADIENTS_INSIDE,
@@ -130,27 +134,9 @@ def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1:
     )
     sound = is_sound(state, moved, losses[:2])
     moved, rows = record(flow, field, moved, rows, step.t0, step.t1, at, dissipated, sound)
-    roots = xp.where(sound, roots, xp.inf)
-    rows = record_crossings(flow, rows, step.t0, step.t1, roots)
+    xs = xp.where(sound, crossings.xs, xp.inf)
+    rows = record_crossings(flow, rows, step.t0, step.t1, xs, crossings.which, crossings.jumps)
     return unless_sound(sound, state, moved, step.t1), rows
-
-
-def _roots(flow: Flow, watched: Callable, before: Array, known: Array) -> Float[Array, "I C"]:
-    """Crossings in the step, as x in [0, 1]; the root finder runs only in steps that have one.
-
-    `before` are the watched values at the start of the step, `known` those at the other Gauss–Lobatto points.
-    """
-    xp = namespace(before)
-    points = xp.asarray(knots(flow), before.dtype)
-    none = xp.full((points.size - 1, before.size), xp.inf, before.dtype)
-    if not flow.crossing_names:
-        return none
-    if knots(flow) != LOBATTO:
-        known = xp.concatenate([side_by_side(watched)(points[1:-1]), known[-1:]])
-    at_knots = xp.concatenate([before[None], known])
-    crossed = xp.any(sign_changes(at_knots[:-1], at_knots[1:], xp.broadcast_to(flow.directions, none.shape)))
-    found = partial(locate, watched, points, at_knots, flow.directions)
-    return cond(in_any_lane(flow, crossed), found, lambda: none)
 
 
 def _drift(field: Field, state: State, y: Float[Array, " P"]) -> tuple[Float[Array, ""], ...]:
