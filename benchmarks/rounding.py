@@ -146,7 +146,7 @@ def main() -> None:
         print(kind.__name__, json.dumps(results[kind.__name__]["summary"]), flush=True)
     if chosen.json:
         with open(chosen.json, "w", encoding="utf-8") as file:
-            json.dump(results, file)
+            json.dump(results, file, default=float)
 
 
 if __name__ == "__main__":
