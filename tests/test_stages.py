@@ -120,12 +120,12 @@ def test_the_noise_of_a_gradient_that_is_zero_is_no_stage():
 
 
 def test_rounding_after_convergence_is_no_stage():
-    """An explicit solver jitters about its minimum: the loss goes up and down at 1e-29, and so does the gradient."""
+    """An explicit solver jitters about its minimum: the loss goes up and down at 1e-26, and so does the gradient."""
     problem = linear_problem([3.0, 1.0])
     traj = td.gradient_flow(problem, balanced_layers(problem, [1e-6, 1e-6], 2), 200.0, solver="tsit5")
     assert kinds(td.find_stages(traj)) == ["plateau", "descent", "plateau", "descent", "converged"]
     rested = traj.ts > 40
-    assert np.max(traj["loss"][rested]) < 1e-27 and np.ptp(np.log(traj["grad_norm"][rested])) > 1  # there is jitter
+    assert np.max(traj["loss"][rested]) < 1e-24 and np.ptp(np.log(traj["grad_norm"][rested])) > 1  # there is jitter
 
 
 def test_a_small_last_stage_is_found():
