@@ -11,6 +11,10 @@ the physical time t being one more state. Near a blow-up s counts e-folds of |θ
 At every step, ρ = d log|θ|/dt and its derivative, by a Hessian-vector product, tell how long the flow would go on:
 if `|θ| = C (T* - t)^-p` then `ρ = p/(T* - t)` and `dρ/dt = ρ²/p`, hence `T* = t + ρ/ρ'` and `p = ρ²/ρ'`. For a flow of
 homogeneous degree, p = 1/(L-2), and this T* is wrong by O((T* - t)³) only. No degree is asked for: it is measured.
+
+A blow-up is recognized with 0.02 ≤ p ≤ 20, at the default tolerance: a smaller p is that of a flow that meets a wall at
+infinite speed, where p falls to 0, and a larger one outgrows floating point before it is near. No step enters a place
+where the loss is not finite; a barrier that is thinner than a step and finite on both sides is not seen.
 """
 
 import enum
@@ -34,7 +38,11 @@ _NEARNESS = 100.0  # the flow is followed until T* - t < 100 rtol t: what is lef
 _FALL = (
     100.0  # and until the loss has fallen by |L(0)| / (100 · 100 rtol), which no loss with a lower bound near 0 does
 )
-_OVERFLOW = 1e40  # largest |θ|/|θ_0|; the loss of many layers is a power of it, and still a number
+_OVERFLOW = 1e130  # largest |θ|/|θ_0|: its square, and that of the speed, are still numbers
+_HUGE = 1e40  # |θ|/|θ_0| beyond which a loss of many layers, a power of it, may be no number
+_WALL = 0.02  # smallest exponent: at a wall |θ| goes to a limit, and ρ (T* - t) to 0
+_ROUNDING = 100  # of the loss, in units of its machine epsilon
+_SMALLEST_STEP = 1e-13  # in s, where near a blow-up a step is a share of an e-fold
 _ATOL = 0.01  # absolute tolerance in units of rtol and of the root mean square of θ_0
 _LOOSE = 10.0  # tolerance and nearness of the second solution, by which the first is judged
 _ENDLESS = 1e100  # of s
@@ -47,6 +55,7 @@ class Outcome(enum.IntEnum):
     BLEW_UP = 1
     RESTED = 2  # converged
     OVERFLOWED = 3  # grew out of floating point without getting near a finite T*
+    FAILED = 4  # no step is small enough, or none was
 
 
 class BlowUp(eqx.Module):
@@ -100,7 +109,12 @@ class BlowUp(eqx.Module):
             case Outcome.OVERFLOWED:
                 return (
                     f"No finite blow-up time found: the parameters grow beyond {size:.0e} by t = {t:.6g}, "
-                    "exponentially or slower."
+                    "exponentially or slower, or like (T* - t)^-p with p above 20."
+                )
+            case Outcome.FAILED:
+                return (
+                    f"No blow-up: no step is small enough to go on from t = {t:.6g}, ‖θ‖ = {size:.6g}. The loss or its "
+                    "gradient is probably not finite, or not smooth, at this point."
                 )
         return (
             f"No blow-up within {int(self.num_steps)} steps: t = {t:.6g}, ‖θ‖ = {size:.6g}. Raise `max_steps` if the "
@@ -120,8 +134,8 @@ def blow_up(
 ) -> BlowUp:
     """The time T* at which the flow from `params0` leaves every bound, with its error, exponent and direction.
 
-    Works from any start, also where the flow first shrinks. The loss needs a second derivative. The problem is not
-    taken for stiff: a flow that comes to rest in a narrow valley takes many steps to be recognized. Many starts at
+    Works from any start, also where the flow first shrinks. The loss needs a second derivative. Recognized is a growth
+    like (T* - t)^-p with 0.02 ≤ p ≤ 20; a wall, met at whatever speed, is none. The problem is not taken for stiff: a flow that comes to rest in a narrow valley takes many steps to be recognized. Many starts at
     once: `jax.vmap(lambda params0: td.blow_up(problem, params0))(batch)`, or `jax.lax.map` with a `batch_size`.
 
     Args:
@@ -210,10 +224,14 @@ def _trace(problem: Problem, observables, params0: PyTree, rtol: Array, max_step
         t1=_ENDLESS,
         dt0=0.01,
         y0=(params0, jnp.zeros_like(start.rate)),
-        args=(problem, start),
+        args=(problem, start, params0),
         saveat=dfx.SaveAt(subs=(dfx.SubSaveAt(t1=True), steps)),
         stepsize_controller=dfx.PIDController(
-            rtol=rtol, atol=_ATOL * rtol * jnp.minimum(root, 1.0), norm=optx.max_norm
+            rtol=rtol,
+            atol=_ATOL * rtol * jnp.minimum(root, 1.0),
+            norm=optx.max_norm,
+            dtmin=_SMALLEST_STEP,
+            force_dtmin=False,
         ),
         event=dfx.Event(_has_outcome),
         adjoint=dfx.ForwardMode(),
@@ -223,7 +241,10 @@ def _trace(problem: Problem, observables, params0: PyTree, rtol: Array, max_step
     ends, rows = solution.ys  # pyright: ignore[reportGeneralTypeIssues]
     params, t = jax.tree.map(lambda x: x[-1], ends)
     remaining, exponent = _extrapolate(problem, params)
-    outcome = _outcome(problem, start, params, t)
+    outcome = _outcome(problem, start, params0, params, t)
+    failed = (outcome == int(Outcome.UNDECIDED)) & (solution.result == dfx.RESULTS.dt_min_reached)
+    huge = squared_norm(params) > (_HUGE * start.size) ** 2
+    outcome = jnp.where(failed, jnp.where(huge, int(Outcome.OVERFLOWED), int(Outcome.FAILED)), outcome)
     return _End(t / start.rate, params, remaining, exponent, outcome, solution.stats["num_steps"]), rows
 
 
@@ -235,10 +256,11 @@ def _units(problem: Problem, params0: PyTree, rtol: Array) -> _Start:
 
 
 def _rescaled_field(s, state, args):
-    """(dθ/ds, ω_0 dt/ds)."""
+    """(dθ/ds, ω_0 dt/ds); NaN where the loss is not finite, so that no step goes there, whatever its gradient is."""
     del s
-    (params, _), (problem, start) = state, args
-    velocity = vector_field(None, params, problem)
+    (params, _), (problem, start, _) = state, args
+    loss, grad = problem.value_and_grad(params)
+    velocity = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), -g, jnp.nan), grad)
     omega = jnp.sqrt(start.rate**2 + squared_norm(velocity) / (start.size**2 + squared_norm(params)))
     return jax.tree.map(lambda v: v / omega, velocity), start.rate / omega
 
@@ -253,24 +275,30 @@ def _extrapolate(problem: Problem, params: PyTree) -> tuple[Array, Array]:
     return rho / change, -(rho**2) / change
 
 
-def _outcome(problem: Problem, start: _Start, params: PyTree, t: Array) -> Int[Array, ""]:
+def _outcome(problem: Problem, start: _Start, params0: PyTree, params: PyTree, t: Array) -> Int[Array, ""]:
     """The outcome of a flow that is at `params`; t in units of the start's rate."""
     loss, grad = problem.value_and_grad(params)
     remaining, exponent = _extrapolate(problem, params)
-    fall = start.loss - loss
-    near = (remaining > 0) & (exponent < 0) & (remaining * start.rate < _NEARNESS * start.rtol * t)
-    near &= _FALL * _NEARNESS * start.rtol * fall > jnp.abs(start.loss)
+    t, slack, fall = t / start.rate, _NEARNESS * start.rtol, start.loss - loss
+    near = (remaining > 0) & (exponent < -_WALL) & (remaining < slack * t) & (squared_norm(params) > start.size**2)
+    near &= _FALL * slack * fall > jnp.abs(start.loss)
     speed = squared_norm(grad)
-    rested = (speed == 0) | ((t > 0) & (speed * (t / start.rate) <= start.rtol**2 * fall))
+    rested = jnp.isfinite(loss) & ((speed == 0) | ((t > 0) & (speed * t <= start.rtol**2 * fall)))
     overflowed = squared_norm(params) > (_OVERFLOW * start.size) ** 2
+    # |θ - θ_0|² ≤ t (L(0) - L) in every flow: where the fall does not pay for the distance, a step went over something.
+    rounding = _ROUNDING * jnp.finfo(fall.dtype).eps * (jnp.abs(loss) + jnp.abs(start.loss))
+    moved = jnp.sqrt(squared_norm(jax.tree.map(jnp.subtract, params, params0)))
+    unpaid = moved > (1 + slack) * jnp.sqrt(t) * jnp.sqrt(jnp.maximum(fall, 0) + rounding)
     outcome = jnp.where(overflowed, int(Outcome.OVERFLOWED), int(Outcome.UNDECIDED))
     outcome = jnp.where(rested, int(Outcome.RESTED), outcome)
-    return jnp.where(near, int(Outcome.BLEW_UP), outcome)
+    outcome = jnp.where(near, int(Outcome.BLEW_UP), outcome)
+    return jnp.where(unpaid, int(Outcome.FAILED), outcome)
 
 
 def _has_outcome(t, y, args, **kwargs) -> Bool[Array, ""]:
     del t, kwargs
-    return _outcome(*args, *y) != int(Outcome.UNDECIDED)
+    (problem, start, params0), (params, time) = args, y
+    return _outcome(problem, start, params0, params, time) != int(Outcome.UNDECIDED)
 
 
 def _trimmed(ts: Array, series: dict[str, Array]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
