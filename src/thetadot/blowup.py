@@ -135,8 +135,9 @@ def blow_up(
     """The time T* at which the flow from `params0` leaves every bound, with its error, exponent and direction.
 
     Works from any start, also where the flow first shrinks. The loss needs a second derivative. Recognized is a growth
-    like (T* - t)^-p with 0.02 ≤ p ≤ 20; a wall, met at whatever speed, is none. The problem is not taken for stiff: a flow that comes to rest in a narrow valley takes many steps to be recognized. Many starts at
-    once: `jax.vmap(lambda params0: td.blow_up(problem, params0))(batch)`, or `jax.lax.map` with a `batch_size`.
+    like (T* - t)^-p with 0.02 ≤ p ≤ 20; a wall, met at whatever speed, is none. The problem is not taken for stiff: a
+    flow that comes to rest in a narrow valley takes many steps to be recognized. Many starts at once:
+    `jax.vmap(lambda params0: td.blow_up(problem, params0))(batch)`, or `jax.lax.map` with a `batch_size`.
 
     Args:
         problem: the loss and its data.

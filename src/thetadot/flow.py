@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .engine import Request, Run, stats, verdict
+from .engine import Growth, Outcome, Request, Run, disagreement, growth, stats, verdict
 from .problem import Observable, Problem, as_array, check_value
 from .progress import Report, live_line
 from .provenance import provenance
@@ -82,7 +82,6 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
     """The second half, after `ongoing.run.drive()`: all that was recorded, and how it ended."""
     run, request, began = ongoing
     numbers = stats(run) | {"wall_s": time.perf_counter() - began}
-    row0, y1 = run.log.row0, np.asarray(run.state.y)
     status, result = verdict(
         run.outcome,
         numbers["t1"],
@@ -90,8 +89,9 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
         satisfied=run.satisfied(),
         max_steps=run.max_steps,
         solver=run.flow.solver.label,
-        sizes=(_size(request.y0), _size(y1)),
-        speeds=(float(row0["grad_norm"]), numbers["grad_norm1"]),
+        growth=growth(run) if run.outcome == Outcome.UNDERFLOW else Growth.NONE,
+        size=float(np.max(np.abs(run.state.y))),
+        wrong=disagreement(run),
     )
     return Trajectory(
         ts=run.log.times(),
@@ -103,7 +103,3 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
         stats=numbers,
         provenance=provenance(**request.settings()),
     )
-
-
-def _size(y: np.ndarray) -> float:
-    return float(np.max(np.abs(y))) if y.size else 0.0

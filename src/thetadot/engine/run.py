@@ -70,6 +70,11 @@ class Run:
         return int(self.state.num_steps)
 
     @property
+    def drop(self) -> float:
+        """L(0) − L(t)."""
+        return float(self.log.row0["loss"]) - float(self.state.loss)
+
+    @property
     def params1(self) -> PyTree:
         """The parameters where the flow is."""
         return self.flow.layout.unravel(self.state.y)
