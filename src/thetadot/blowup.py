@@ -32,7 +32,17 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .engine import check_rtol
-from .problem import Observable, Problem, check_start, check_value, squared_norm, vector_field
+from .problem import (
+    Observable,
+    Problem,
+    check_functions,
+    check_start,
+    check_value,
+    is_number,
+    needs_forward_mode,
+    squared_norm,
+    vector_field,
+)
 
 _NEARNESS = 100.0  # the flow is followed until T* - t < 100 rtol t: what is left to extrapolate shrinks with rtol
 _FALL = (
@@ -157,11 +167,12 @@ def blow_up(
     if not traced:
         params0 = check_start(problem, params0)
         check_value(*_value_and_grad(problem, params0))
-    check_rtol(_LOOSE * rtol, jax.tree.leaves(params0)[0].dtype)
-    if max_steps < 1:
+    check_rtol(_LOOSE * rtol if is_number(rtol) else rtol, jax.tree.leaves(params0)[0].dtype)
+    if not (is_number(max_steps) and max_steps >= 1):
         raise ValueError(f"`blow_up(max_steps=...)` must be at least 1; got {max_steps}.")
-    recorded = tuple((observables or {}).items())
-    end, loose, rows = _traces(problem, recorded, params0, rtol * jnp.array([1.0, _LOOSE]), max_steps)
+    recorded = tuple(check_functions(observables or {}, "blow_up(observables=...)").items())
+    with needs_forward_mode():
+        end, loose, rows = _traces(problem, recorded, params0, rtol * jnp.array([1.0, _LOOSE]), max_steps)
     ts, series = rows if traced else _trimmed(*rows)
     size = jnp.sqrt(squared_norm(end.params))
     blew_up = end.outcome == int(Outcome.BLEW_UP)

@@ -72,7 +72,7 @@ class Ongoing(NamedTuple):
 def begin_flow(request: Request) -> Ongoing:
     """The first half of `gradient_flow`: evaluates the loss at the start."""
     began = time.perf_counter()
-    run = Run(request.flow, request.problem, request.y0, float(request.t1), request.max_steps)
+    run = Run(request.flow, request.problem, request.y0, float(request.t1), int(request.max_steps))
     run.begin()
     check_value(run.state.loss, run.state.grad)
     return Ongoing(run, request, began)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import PyTree
 
-from ..problem import Problem
+from ..problem import Problem, needs_forward_mode
 from ..progress import Report
 from ..solvers import (
     AbstractFlowSolver,
@@ -52,7 +52,7 @@ class Run:
     def begin(self) -> None:
         """Evaluates the loss at the start and sets the solver up."""
         flow = self.flow
-        with one_lapack_thread():
+        with one_lapack_thread(), needs_forward_mode():
             self.state, row0 = self.tiers.start(flow, self.params0, self.t1)
         self.log = Log({name: np.asarray(x) for name, x in row0.items()}, len(flow.crossing_names))
         if flow.grid is None or float(flow.grid[0]) == 0:
@@ -82,7 +82,7 @@ class Run:
     def drive(self, show: Callable[[Report], None] | None = None) -> None:
         """Runs chunk after chunk until the flow has an outcome or its steps are used up."""
         began = time.perf_counter()
-        with one_lapack_thread():
+        with one_lapack_thread(), needs_forward_mode():
             while self.unfinished():
                 strained = self._advance(self._chunk(bool(show)))
                 if show:
