@@ -31,6 +31,7 @@ ORDER = [
     "_version",
     "_types",
     "arrays",
+    "memory",
     "models",
     "data",
     "inits",

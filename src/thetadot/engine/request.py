@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..memory import check_memory
 from ..problem import Observable, Problem, check_functions, check_start, is_number, largest_array
 from ..solvers import DisplacementController, choose_solver
 from .layout import Layout
@@ -22,6 +23,7 @@ STANDING = ("loss", "grad_norm", "dissipation")
 _UNSAVABLE = ("", ".", "..", "zarr.json")
 _DIRECTIONS = {"up": 1, "down": -1}
 _CHUNK_BYTES = 2**26  # of rows held on the device between two visits to the host
+_VECTORS = 10  # of the size of the parameters, at least, in a solver
 _SMALL = 1024  # numbers in an array that a kernel goes through in a microsecond
 _LIGHT = 2**17  # in one that code without optimization goes through in tenths of a millisecond
 _SWITCH_ON = "call `jax.config.update('jax_enable_x64', True)` before making arrays"
@@ -86,6 +88,13 @@ class Request:
             raise ValueError(f"`stop`={self.stop!r} must name one of the crossings; got {known}.")
         grid = None if self.ts is None else _padded(_check_grid(self.ts, float(self.t1)), dtype)
         bytes_per_row = 8 + sum(math.prod(x.shape) * x.dtype.itemsize for x in row.values())
+        capacity = len(grid) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096))
+        size = sum(leaf.size for leaf in jax.tree.leaves(start))
+        check_memory(
+            _VECTORS * size * dtype.itemsize + capacity * bytes_per_row,
+            f"a flow of {size:.3g} parameters with {capacity} rows of {bytes_per_row:.3g} bytes each",
+            "give fewer `ts`, smaller `observables`, or fewer parameters",
+        )
         tolerance, largest = np.asarray(self.rtol, dtype), largest_array(self.problem, start)
         return Flow(
             solver=choose_solver(self.solver, tolerance),
@@ -103,7 +112,7 @@ class Request:
             weight=1 + largest // _SMALL,
             light=largest <= _LIGHT,
             small=largest <= _SMALL,
-            capacity=len(grid) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096)),
+            capacity=capacity,
         )
 
 
