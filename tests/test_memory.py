@@ -22,9 +22,7 @@ def test_the_memory_of_this_machine_is_known():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_asks_for_memory_before_it_allocates(name, monkeypatch):
     monkeypatch.setattr(memory, "total", lambda: 1)
-    with pytest.raises(
-        ValueError, match=r"^an experiment with .* parameters and .* numbers of data would take"
-    ):
+    with pytest.raises(ValueError, match=r"^an experiment with .* parameters and .* numbers of data would take"):
         EXPERIMENTS[name]().setup()
 
 

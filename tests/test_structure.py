@@ -45,6 +45,7 @@ ORDER = [
     "engine",
     "trajectory",
     "flow",
+    "rescaled",
     "blowup",
     "stages",
     "descent",
