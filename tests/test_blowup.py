@@ -8,6 +8,7 @@ import pytest
 
 import thetadot as td
 from flows import BOWL, DRIFT, HILL, QUARTIC, at, scalar_flows
+from thetadot import blowup
 from thetadot.models import trilinear
 
 EFFECTIVE = td.Problem(trilinear.loss, None, trilinear.CONSERVED)
@@ -131,7 +132,7 @@ def test_scales_do_not_matter():
         (scalar_flows(DRIFT, DRIFT), at(1.0, 2.0), "exponentially or slower"),
         (EFFECTIVE, on_one_axis(0.0), "comes to rest at t = 0"),
         (EFFECTIVE, on_one_axis(-1.0), "comes to rest|No blow-up within"),
-        (scalar_flows(DRIFT, BOWL, wall=1.0), at(0.1, 1.0), "No blow-up within"),
+        (scalar_flows(DRIFT, BOWL, wall=1.0), at(0.1, 1.0), "no step is small enough"),
     ],
     ids=["a bowl", "slow decay", "exponential", "linear", "critical point", "dies out", "wall"],
 )
@@ -139,6 +140,75 @@ def test_no_blow_up_is_a_result_too(problem, params0, sentence):
     found = td.blow_up(problem, params0)
     assert not bool(found.blew_up) and np.isnan(found.time) and np.isnan(found.exponent)
     assert any(part in found.result for part in sentence.split("|")), found.result
+
+
+def barrier(params, data):
+    """x' = x² - c/(5 - x): at rest just below x = 5. Beyond it the loss is NaN, and its gradient is not."""
+    return -(params["x"][0] ** 3) / 3 - data * jnp.log(5.0 - params["x"][0])
+
+
+@pytest.mark.parametrize("strength", [1e-9, 1e-6, 1e-2])
+def test_no_step_goes_over_a_barrier_behind_which_there_is_no_loss(strength):
+    found = td.blow_up(td.Problem(barrier, jnp.array(strength)), at(0.5))
+    assert found.outcome in (blowup.Outcome.UNDECIDED, blowup.Outcome.RESTED), found.result
+    rest = 5 - strength / 25
+    assert float(found.params["x"][0]) == pytest.approx(rest, abs=1e-3 * strength**0.5) and found.params["x"][0] < 5
+
+
+def test_without_a_barrier_the_same_flow_blows_up():
+    found = td.blow_up(td.Problem(barrier, jnp.array(0.0)), at(0.5))  # 0 log(5 - x) is NaN beyond 5
+    assert "no step is small enough" in found.result and float(found.t) == pytest.approx(1 / 0.5 - 1 / 5, rel=1e-7)
+    found = td.blow_up(scalar_flows(SQUARE, BOWL), at(0.5, 0.0))
+    assert float(found.time) == pytest.approx(1 / 0.5, rel=1e-7)
+
+
+def logarithm(params, data):
+    return data * jnp.log(1.0 - params["x"][0])
+
+
+def pole(params, data):
+    return -data / (1.0 - params["x"][0])
+
+
+def cliff(params, data):
+    return jnp.where(params["x"][0] < 1.0, -data * params["x"][0], jnp.nan)
+
+
+WALLS = {  # a loss, and when its flow from x_0 comes to x = 1
+    "x' = 1/(1-x)": (logarithm, lambda x0: (1 - x0) ** 2 / 2),
+    "x' = 1/(1-x)²": (pole, lambda x0: (1 - x0) ** 3 / 3),
+    "x' = 1, and then NaN": (cliff, lambda x0: 1 - x0),
+}
+
+
+@pytest.mark.parametrize("x0", [0.05, 1e-6])
+@pytest.mark.parametrize("name", WALLS)
+def test_a_wall_is_no_blow_up(name, x0):
+    """Met in finite time, two of them at infinite speed and with an infinite fall of the loss; but |θ| stays at 1."""
+    loss, time = WALLS[name]
+    found = td.blow_up(td.Problem(loss, jnp.array(1.0)), at(x0))
+    assert found.outcome == blowup.Outcome.FAILED and "no step is small enough" in found.result
+    assert float(found.t) == pytest.approx(time(x0), rel=1e-3) and np.isnan(found.time)
+
+
+def power(params, data):
+    return -(params["x"][0] ** (data + 1)) / (data + 1)
+
+
+@pytest.mark.parametrize("degree", [1.05, 1.1, 1.5, 3.0, 20.0, 40.0])
+def test_exponents_that_can_be_recognized(degree):
+    """x' = x^k from 1 is infinite at T* = 1/(k - 1), like (T* - t)^-T*."""
+    found = td.blow_up(td.Problem(power, jnp.array(degree)), at(1.0))
+    exact = 1 / (degree - 1)
+    assert bool(found.blew_up) and abs(float(found.time) - exact) <= float(found.error) < 1e-6 * exact
+    assert float(found.exponent) == pytest.approx(-exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("degree", [1.0, 1.02])
+def test_exponents_that_cannot_be_recognized_are_no_verdict(degree):
+    """x' = x has no T*; x' = x^1.02, infinite at T* = 50, is e^300 before it is near."""
+    found = td.blow_up(td.Problem(power, jnp.array(degree)), at(1.0))
+    assert found.outcome == blowup.Outcome.OVERFLOWED and "or like (T* - t)^-p with p above 20" in found.result
 
 
 # --- plain flows ---

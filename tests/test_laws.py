@@ -1,5 +1,7 @@
 """Fits of scaling laws: exact laws come back, intervals cover what they promise, errors weigh, bad input is refused."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -131,6 +133,37 @@ def test_tiny_errors_do_not_hide_the_scatter():
     np.testing.assert_allclose(stated.interval, without.interval, rtol=1e-6)
 
 
+def exact_line(x, y, errors):
+    """The slope of the weighted line and its standard error, in exact arithmetic."""
+    x, y, errors = ([Fraction(float(value)) for value in values] for values in (x, y, errors))
+    w = [1 / e**2 for e in errors]
+    mean_x, mean_y = (sum(a * b for a, b in zip(w, part, strict=True)) / sum(w) for part in (x, y))
+    xx = sum(a * (b - mean_x) ** 2 for a, b in zip(w, x, strict=True))
+    xy = sum(a * (b - mean_x) * (c - mean_y) for a, b, c in zip(w, x, y, strict=True))
+    return float(xy / xx), float(1 / xx) ** 0.5
+
+
+@pytest.mark.parametrize("digits", [3, 6, 9, 12])
+@pytest.mark.parametrize("point", [0, 3])
+def test_one_point_that_is_known_far_better_than_all_others(digits, point):
+    y = 2.0 + 1.5 * np.log(1 / SCALES) + np.array([0.5, -0.3, 0.2, 0.1, -0.4, 0.3, -0.2])
+    errors = np.ones(7)
+    errors[point] = 10.0**-digits  # the errors of the others explain the scatter: this point rules the line
+    fit = td.fit_log_law(dataset(y, escape_error=errors))
+    slope, error = exact_line(-np.log(SCALES), y, errors)
+    assert fit.value == pytest.approx(slope, rel=1e-13)
+    half = stats.t.ppf(0.975, 5) * error
+    np.testing.assert_allclose(fit.interval, [slope - half, slope + half], rtol=1e-12)
+    assert fit.at(SCALES[point : point + 1])[0] == pytest.approx(y[point], abs=1e-4 if digits == 3 else 1e-10)
+    others = exact_line(-np.log(SCALES), y, np.ones(7))[0]
+    assert point == 3 or abs(slope - others) > 0.01  # the middle point turns no line
+    seeds = np.stack([y, y + 0.1 * np.log(SCALES[point] / SCALES)])  # they agree where the point is
+    interval = td.fit_log_law(dataset(seeds, escape_error=np.stack([errors, errors]))).sample_interval
+    assert interval is not None
+    low, high = interval
+    assert low == pytest.approx(slope, rel=1e-9) and high == pytest.approx(slope + 0.1, rel=1e-9)
+
+
 def test_lanes_without_a_result_are_left_out_and_counted():
     y = np.tile(3.0 * SCALES**-1.5, (3, 1))
     y[0, 1] = np.nan
@@ -155,6 +188,8 @@ def test_lanes_without_a_result_are_left_out_and_counted():
         (dataset(np.where(SCALES < 1e-4, SCALES, np.nan)), {}, "at least three different 'init_scale'; 2 have a value"),
         (dataset(-SCALES), {}, "logarithm of 'escape', which must be positive"),
         (dataset(SCALES, SCALES - 1e-3), {}, "logarithm of 'init_scale', which must be positive"),
+        (dataset(SCALES, np.where(SCALES > 1e-2, np.inf, SCALES)), {}, "logarithm of 'init_scale', .* got inf"),
+        (dataset(SCALES, escape_error=-SCALES), {}, "'escape_error' holds errors, which may not be negative; got -0.1"),
         (dataset(SCALES).assign(other=("seed", [1.0, 2.0])), {"y": "other"}, "'other' must vary along 'init_scale'"),
     ],
 )

@@ -107,11 +107,43 @@ def test_the_noise_of_a_gradient_that_is_zero_is_no_stage():
     noise = 1e-16 * 10.0 ** np.random.default_rng(0).uniform(-3, 0, ts.size)
 
     def stages(size):
-        series = {"loss": 1 + np.exp(-2 * ts), "grad_norm": np.sqrt(2) * np.exp(-ts) + size * noise}
+        fallen = np.cumsum((size * noise) ** 2) * (ts[1] - ts[0])
+        series = {"loss": 1 + np.exp(-2 * ts) - fallen, "grad_norm": np.sqrt(2) * np.exp(-ts) + size * noise}
         return td.find_stages(td.Trajectory(ts, series, {}, None, "done", "", {}, {}))
 
     assert kinds(stages(1.0)) == ["plateau", "descent", "converged"]
     assert len(stages(1e10)) > 100  # gradients of 1e-6 would move the loss
+
+
+def test_rounding_after_convergence_is_no_stage():
+    """An explicit solver jitters about its minimum: the loss goes up and down at 1e-26, and so does the gradient."""
+    problem = linear_problem([3.0, 1.0])
+    traj = td.gradient_flow(problem, balanced_layers(problem, [1e-6, 1e-6], 2), 200.0, solver="tsit5")
+    assert kinds(td.find_stages(traj)) == ["plateau", "descent", "plateau", "descent", "converged"]
+    rested = traj.ts > 40
+    assert np.max(traj["loss"][rested]) < 1e-24 and np.ptp(np.log(traj["grad_norm"][rested])) > 1  # there is jitter
+
+
+def test_a_small_last_stage_is_found():
+    """1e-12 of the loss at the start is above its rounding."""
+    t1 = 2 * float(theory.deep_time(0.999e-6, 1e-6, 1e-9, 2))
+    ts = np.unique(np.concatenate([np.linspace(0, t1, 4000), np.geomspace(1e-3, t1, 4000)]))
+    stages = td.find_stages(staircase((1.0, 1e-6), (1e-6, 1e-9), 2, ts))
+    assert kinds(stages) == ["plateau", "descent", "plateau", "descent", "converged"]
+    assert stages[2].loss == pytest.approx(5e-13, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"margin": m} for m in (0.9, 0.5, -0.1, np.nan)] + [{"prominence": p} for p in (0.0, -1.0, np.nan, np.inf)],
+)
+def test_stages_that_would_end_before_they_begin_are_refused(options):
+    traj = staircase((2.0,), (1e-6,), 2, np.linspace(0, 20, 1000))
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"`find_stages\({name}=\.\.\.\)` must") as caught:
+        td.find_stages(traj, **options)
+    assert "\n" not in str(caught.value)
+    assert_tiles(td.find_stages(traj, margin=0.49), traj)
 
 
 def test_a_single_exponential_is_one_descent_and_then_converged():

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .engine import STANDING
 from .flow import gradient_flow
-from .problem import Observable, Problem, check_start, check_value, squared_norm
+from .problem import Observable, Problem, check_functions, check_start, check_value, is_number, squared_norm
 from .provenance import provenance
 from .stages import Measured
 from .trajectory import Trajectory
@@ -86,7 +86,7 @@ def descent(
     """
     params0 = check_start(problem, params0)
     num_steps, save_every = _check_count("num_steps", num_steps), _check_count("save_every", save_every)
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
+    if not (is_number(learning_rate) and math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"`descent(learning_rate=...)` must be a positive, finite number; got {learning_rate}.")
     watched = tuple(_check_observables(observables or {}).items())
     make = _find_optimizer(optimizer)
@@ -274,6 +274,7 @@ def _describe(optimizer: Optimizer | None) -> str:
 
 
 def _check_observables(observables: Mapping[str, Observable]) -> Mapping[str, Observable]:
+    check_functions(observables, "descent(observables=...)")
     taken = sorted(name for name in observables if name in (*STANDING, "t", "step") or name.startswith("params1"))
     if taken:
         raise ValueError(f"`observables` may not be called {', '.join(taken)}: the trajectory has its own.")
@@ -281,6 +282,6 @@ def _check_observables(observables: Mapping[str, Observable]) -> Mapping[str, Ob
 
 
 def _check_count(name: str, count: int) -> int:
-    if isinstance(count, bool) or int(count) != count or count < 1:
+    if not is_number(count) or int(count) != count or count < 1:
         raise ValueError(f"`descent({name}=...)` must be a whole number, at least 1; got {count}.")
     return int(count)

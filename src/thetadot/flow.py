@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .engine import MONOTONE, Request, Run, stats, verdict
+from .engine import MONOTONE, Growth, Outcome, Request, Run, disagreement, growth, stats, verdict
 from .problem import Observable, Problem, as_array, check_value
 from .progress import Report, live_line
 from .provenance import provenance
@@ -86,7 +86,7 @@ class Ongoing(NamedTuple):
 def begin_flow(request: Request) -> Ongoing:
     """The first half of `gradient_flow`: evaluates the loss at the start."""
     began = time.perf_counter()
-    run = Run(request.flow, request.problem, request.y0, float(request.t1), request.max_steps)
+    run = Run(request.flow, request.problem, request.y0, float(request.t1), int(request.max_steps))
     run.begin()
     check_value(run.state.loss, run.state.grad)
     return Ongoing(run, request, began)
@@ -96,7 +96,6 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
     """The second half, after `ongoing.run.drive()`: all that was recorded, and how it ended."""
     run, request, began = ongoing
     numbers = stats(run) | _watching(run, request) | {"wall_s": time.perf_counter() - began}
-    row0, y1 = run.log.row0, np.asarray(run.state.y)
     status, result = verdict(
         run.outcome,
         numbers["t1"],
@@ -104,8 +103,9 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
         satisfied=run.satisfied(),
         max_steps=run.max_steps,
         solver=run.flow.solver.label,
-        sizes=(_size(request.y0), _size(y1)),
-        speeds=(float(row0["grad_norm"]), numbers["grad_norm1"]),
+        growth=growth(run) if run.outcome == Outcome.UNDERFLOW else Growth.NONE,
+        size=float(np.max(np.abs(run.state.y))),
+        wrong=disagreement(run),
     )
     return Trajectory(
         ts=run.log.times(),
@@ -126,7 +126,3 @@ def _watching(run: Run, request: Request) -> dict[str, Any]:
         "unwatched": {name: 0.0 if of in MONOTONE else unwatched for name, (of, *_) in request.crossings.items()},
         "jumps": {name: ts for name, ts in zip(request.crossings, run.log.jump_ts, strict=True) if ts},
     }
-
-
-def _size(y: np.ndarray) -> float:
-    return float(np.max(np.abs(y))) if y.size else 0.0

@@ -84,9 +84,10 @@ def crossing_times(
 
 def check_ladder(rtol: float, params0: PyTree) -> None:
     """Raises if the parameters' dtype does not resolve every rung."""
-    dtype = jax.tree.leaves(jax.tree.map(np.asarray, params0))[0].dtype
-    for rung in LADDER:
-        check_rtol(rung.tolerance * rtol, dtype)
+    dtypes = [np.asarray(leaf).dtype for leaf in jax.tree.leaves(params0)]
+    if dtypes and all(dtype.kind == "f" for dtype in dtypes):  # others are refused by the flow
+        for rung in LADDER:
+            check_rtol(rung.tolerance * rtol, dtypes[0])
 
 
 def next_rung(trajs: Sequence[Trajectory]) -> Rung | None:

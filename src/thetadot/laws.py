@@ -58,7 +58,8 @@ class Fit(eqx.Module):
         intercept = np.log(self.prefactor) if self.law == "power" else self.prefactor
         line = intercept + self.value * abscissa
         basis = np.stack([abscissa, np.ones_like(abscissa)])
-        half = _student(self.num_points - 2) * np.sqrt(np.einsum("i...,ij,j...->...", basis, self.covariance, basis))
+        variance = np.maximum(np.einsum("i...,ij,j...->...", basis, self.covariance, basis), 0)  # below 0 by rounding
+        half = _student(self.num_points - 2) * np.sqrt(variance)
         band = (line, line - half, line + half)
         return band if self.law == "log" else (np.exp(band[0]), np.exp(band[1]), np.exp(band[2]))
 
@@ -108,6 +109,10 @@ def _fit(law: Literal["power", "log"], ds: "xr.Dataset", x: str, y: str) -> Fit:
     xs, ys, errors = _points(ds, x, y)
     kept = np.isfinite(ys) & np.isfinite(errors)
     _check_positive(x, xs)
+    if np.any(errors < 0):
+        raise ValueError(
+            f"the variable '{y}_error' holds errors, which may not be negative; got {np.nanmin(errors):g}."
+        )
     if np.unique(xs[kept]).size < 3:
         raise ValueError(
             f"a law of {y!r} needs at least three different {x!r}; {np.unique(xs[kept]).size} have a value. "
@@ -154,8 +159,8 @@ def _points(ds: "xr.Dataset", x: str, y: str) -> tuple[np.ndarray, np.ndarray, n
 
 
 def _check_positive(name: str, values: np.ndarray) -> None:
-    if np.any(values <= 0):
-        raise ValueError(f"this law takes the logarithm of {name!r}, which must be positive; got {np.min(values):g}.")
+    if wrong := [value for value in np.ravel(values) if not (value > 0 and np.isfinite(value))]:
+        raise ValueError(f"this law takes the logarithm of {name!r}, which must be positive; got {min(wrong):g}.")
 
 
 def _weighted_line(x: np.ndarray, y: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -164,16 +169,44 @@ def _weighted_line(x: np.ndarray, y: np.ndarray, errors: np.ndarray) -> tuple[np
 
     errors = np.maximum(errors, _FLOOR * np.finfo(float).eps * max(np.max(np.abs(y)), 1e-100))
 
-    def line(scatter: float) -> tuple[np.ndarray, np.ndarray]:
-        return np.polyfit(x, y, 1, w=1 / np.sqrt(scatter + errors**2), cov="unscaled")
+    def residuals(line: np.ndarray) -> np.ndarray:
+        return y - line[0] * x - line[1]
 
     def excess(scatter: float) -> float:
-        return float(np.sum((y - np.polyval(line(scatter)[0], x)) ** 2 / (scatter + errors**2)) - (x.size - 2))
+        weights = 1 / (scatter + errors**2)
+        return float(np.sum(weights * residuals(_line(x, y, weights)[0]) ** 2) - (x.size - 2))
 
     # With twice the scatter about the unweighted line the sum is at most half of N - 2: the root lies below.
-    most = 2 * float(np.sum((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2) / (x.size - 2))
+    most = 2 * float(np.sum(residuals(_line(x, y, np.ones_like(x))[0]) ** 2) / (x.size - 2))
     scatter: Any = brentq(excess, 0.0, most, xtol=1e-14 * most) if excess(0.0) > 0 else 0.0
-    return *line(scatter), 1 / (scatter + errors**2)
+    weights = 1 / (scatter + errors**2)
+    return *_line(x, y, weights), weights
+
+
+def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(slope, intercept) of the weighted line, and their covariance where the weights are reciprocal variances."""
+    (weight, mean_x, mean_y, xx, xy), (x0, y0) = _moments(x, y, weights)
+    mean_x, mean_y = mean_x + x0, mean_y + y0
+    slope = xy / xx
+    covariance = np.array([[1, -mean_x], [-mean_x, xx / weight + mean_x**2]]) / xx
+    return np.array([slope, mean_y - slope * mean_x]), covariance
+
+
+def _moments(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Σw, the means of x and y, Σw(x-x̄)² and Σw(x-x̄)(y-ȳ) along the last axis; and the origin of the means.
+
+    The origin is the point of the largest weight: where it is all but alone, the mean is at it, to the last digit.
+    Sums about any other point would cancel, and normal equations be singular in the computer's arithmetic.
+    """
+    heaviest = np.unravel_index(np.argmax(weights), weights.shape)
+    x0, y0 = x[heaviest], y[heaviest]
+    x, y = x - x0, y - y0
+    weight = np.sum(weights, axis=-1)
+    per_weight = weights / np.where(weight > 0, weight, 1.0)[..., None]
+    mean_x, mean_y = np.sum(per_weight * x, axis=-1), np.sum(per_weight * y, axis=-1)
+    dx, dy = x - mean_x[..., None], y - mean_y[..., None]
+    xx, xy = np.sum(weights * dx * dx, axis=-1), np.sum(weights * dx * dy, axis=-1)
+    return np.stack([weight, mean_x, mean_y, xx, xy]), (float(x0), float(y0))
 
 
 def _bootstrap(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> Interval | None:
@@ -183,12 +216,13 @@ def _bootstrap(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> Interval | 
     rows = np.flatnonzero(np.any(weights > 0, axis=1))
     if rows.size < 2:
         return None
-    # The slope of a weighted line needs only sums over its points, and these add up over rows.
-    terms = np.stack([weights, weights * x, weights * y, weights * x * x, weights * x * y]).sum(axis=2)
+    moments, _ = _moments(x, y, weights)
 
     def slope(chosen: np.ndarray, axis: int) -> np.ndarray:
-        w, wx, wy, wxx, wxy = terms[:, chosen.astype(int)].sum(axis=1 + axis % chosen.ndim)
-        return (w * wxy - wx * wy) / (w * wxx - wx**2)
+        """The moments of rows together: those of each, and of the rows about their common mean."""
+        w, mean_x, mean_y, xx, xy = (np.moveaxis(part[chosen.astype(int)], axis, -1) for part in moments)
+        (_, _, _, between_xx, between_xy), _ = _moments(mean_x, mean_y, w)
+        return (np.sum(xy, axis=-1) + between_xy) / (np.sum(xx, axis=-1) + between_xx)
 
     options = {"n_resamples": _NUM_RESAMPLES, "confidence_level": _CONFIDENCE, "method": "percentile"}
     found = bootstrap((rows,), slope, vectorized=True, rng=np.random.default_rng(0), **options)

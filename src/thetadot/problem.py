@@ -1,7 +1,9 @@
 """The problem: a loss, its data, and the gradient flow θ̇ = −∇L(θ) they define."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
@@ -43,11 +45,11 @@ class Problem(eqx.Module):
     conserved: tuple[tuple[str, Observable], ...] = eqx.field(static=True)
 
     def __init__(self, loss: Observable, data: PyTree = None, conserved: Mapping[str, Observable] | None = None):
-        if not callable(loss):
+        if not callable(loss) or not takes_two(loss):
             raise ValueError("`Problem(loss=...)` must be a function `loss(params, data) -> scalar`.")
         self.loss_fn = loss
-        self.data = jax.tree.map(as_array, data)
-        self.conserved = tuple((conserved or {}).items())
+        self.data = _as_arrays(data, "`Problem(data=...)`", "Keep strings, functions and settings in the loss itself.")
+        self.conserved = tuple(check_functions(conserved or {}, "Problem(conserved=...)").items())
 
     def loss(self, params: PyTree) -> Float[Array, ""]:
         """L(θ), a scalar."""
@@ -71,6 +73,44 @@ def as_array(x: Any) -> Array:
     return jax.device_put(x) if isinstance(x, np.ndarray | np.generic) else jnp.asarray(x)
 
 
+def _as_arrays(tree: PyTree, argument: str, advice: str) -> PyTree:
+    """A pytree whose leaves are arrays of JAX, or a ValueError that names the first one that cannot be."""
+
+    def convert(leaf):
+        try:
+            return as_array(leaf)
+        except TypeError as error:
+            raise ValueError(f"{argument} must hold arrays only; it holds a {type(leaf).__name__}. {advice}") from error
+
+    return jax.tree.map(convert, tree)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one real number, of Python, NumPy or JAX."""
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
+
+
+def takes_two(fn: Callable) -> bool:
+    """Whether a function can be called with parameters and data; True where its signature is not known."""
+    try:
+        inspect.signature(fn).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def check_functions(functions: Mapping[str, Observable], argument: str) -> Mapping[str, Observable]:
+    """Returns a dictionary name -> `fn(params, data)`, or raises a ValueError that says which one it is not."""
+    if not isinstance(functions, Mapping) or not all(isinstance(name, str) for name in functions):
+        raise ValueError(f"`{argument}` must be a dictionary, name -> `fn(params, data)`.")
+    for name, fn in functions.items():
+        if not callable(fn) or not takes_two(fn):
+            raise ValueError(f"`{argument}`: {name!r} must be a function `fn(params, data) -> array`.")
+    return functions
+
+
 def vector_field(t, params: PyTree, problem: Problem) -> PyTree:
     """−∇L(θ): the right-hand side of the flow, in diffrax's order of arguments.
 
@@ -87,10 +127,15 @@ def squared_norm(tree: PyTree) -> Float[Array, ""]:
 
 def check_start(problem: Problem, params0: PyTree) -> PyTree:
     """Returns `params0` as arrays of one floating dtype, or raises a ValueError that says what to mend."""
+    if not isinstance(problem, Problem):
+        raise ValueError(f"`problem` must be a `thetadot.Problem(loss, data)`; got a {type(problem).__name__}.")
     leaves = jax.tree.leaves(params0)
     if not leaves:
         raise ValueError("`params0` holds no arrays: give a pytree with at least one floating-point array.")
-    params0 = jax.tree.map(as_array, params0)
+    advice = "Of an Equinox module, give `eqx.partition(module, eqx.is_inexact_array)[0]`, and combine in the loss."
+    params0 = _as_arrays(params0, "`params0`", advice)
+    if not any(np.size(leaf) for leaf in leaves):
+        raise ValueError("`params0` holds no numbers: its arrays are empty.")
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(params0)}
     if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         raise ValueError(
@@ -99,13 +144,7 @@ def check_start(problem: Problem, params0: PyTree) -> PyTree:
         )
     if len(dtypes) > 1:
         raise ValueError(f"`params0` must have one dtype; got {_names(dtypes)}. Cast all of it to float64.")
-    out = _loss.eval_shape(problem, params0)
-    if not eqx.is_array_like(out) and not isinstance(out, jax.ShapeDtypeStruct):
-        raise ValueError("`loss(params, data)` must return one scalar array; it returned a pytree.")
-    if out.shape != ():
-        raise ValueError(
-            f"`loss(params, data)` must return a scalar; it returned shape {out.shape}. Take its mean or sum."
-        )
+    _check_loss(problem, params0)
     values = [np.abs(np.asarray(leaf)) for leaf in leaves if np.size(leaf)]
     if not all(np.all(np.isfinite(value)) for value in values):
         raise ValueError("`params0` contains NaN or infinity: the flow has no start.")
@@ -115,6 +154,48 @@ def check_start(problem: Problem, params0: PyTree) -> PyTree:
             f"`params0` is so small ({largest:.1e} at most) that its squares underflow: start above {smallest:.0e}."
         )
     return params0
+
+
+def _check_loss(problem: Problem, params0: PyTree) -> None:
+    """Raises a ValueError unless the loss is one real number, as precise as the parameters."""
+    try:
+        out = _loss.eval_shape(problem, params0)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, IndexError) as error:
+        if isinstance(error, IndexError) and "must be static" not in str(error):
+            raise
+        raise ValueError(
+            "the loss asks for the value of an array before it is there: what decides about shapes, slices and "
+            "branches may not come from `params` or `data`. Keep it in the loss itself, or use `jax.lax.cond` and "
+            "`jnp.where`."
+        ) from error
+    if not isinstance(out, jax.ShapeDtypeStruct):
+        kind = "nothing" if out is None else "a pytree"
+        raise ValueError(f"`loss(params, data)` must return one scalar array; it returned {kind}.")
+    if out.shape != ():
+        raise ValueError(
+            f"`loss(params, data)` must return a scalar; it returned shape {out.shape}. Take its mean or sum."
+        )
+    dtype = jax.tree.leaves(params0)[0].dtype
+    if not jnp.issubdtype(out.dtype, jnp.floating) or jnp.finfo(out.dtype).eps > jnp.finfo(dtype).eps:
+        raise ValueError(
+            f"`loss(params, data)` must return a real number as precise as the parameters, which are {dtype}; it "
+            f"returned {out.dtype}. Compute it in {dtype}, and take the real part of complex numbers."
+        )
+
+
+@contextmanager
+def needs_forward_mode() -> Iterator[None]:
+    """Says what to do where a loss can be differentiated in reverse only, and its Hessian is asked for."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        if "forward-mode" not in str(error).lower():
+            raise
+        raise ValueError(
+            "the loss cannot be differentiated in forward mode, which products with its Hessian need: give an ODE "
+            "solved inside it `adjoint=diffrax.DirectAdjoint()`, turn its `custom_vjp` into a `custom_jvp`, or ask for "
+            '`solver="tsit5"`, which takes gradients only.'
+        ) from error
 
 
 @jax.jit

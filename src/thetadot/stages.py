@@ -43,25 +43,36 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
     nats), whatever the scale of time. A descent is the middle 1 − 2·`margin` of the drop of the loss between its two
     plateaus; the plateaus are what lies between the descents. A trajectory that ends while it accelerates, with less
     than `margin` of the loss gone, ends on its plateau. The last stage is "converged" where the gradient
-    falls until the end of the trajectory and what is left to fall is small beside the drop before it. A speed so low
-    that the loss would not change by its rounding within the whole trajectory counts as rest.
+    falls until the end of the trajectory and what is left to fall is small beside the drop before it.
+
+    Rounding is no stage. The loss is known to the machine epsilon of the largest |L| so far: a speed that would not
+    change it by that within the whole trajectory counts as rest, and a descent lowers it by more than that. So stages
+    below 1e-16 of the loss at the start are not told apart from noise.
 
     Args:
         traj: a trajectory; its accepted steps (`ts=None`) resolve every stage, a grid may not.
         prominence: how much slower the flow must be on a plateau than on either side, in nats of ‖∇L‖². 2.0 is a
             factor 2.7 in ‖∇L‖.
-        margin: share of each drop that counts to the plateaus before and after it.
+        margin: share of each drop that counts to the plateaus before and after it, less than half.
 
     Returns:
         Stages in order, without gaps. An empty list for a trajectory of fewer than three rows.
+
+    Raises:
+        ValueError: `prominence` or `margin` makes no sense.
     """
+    if not (prominence > 0 and np.isfinite(prominence)):
+        raise ValueError(f"`find_stages(prominence=...)` must be positive and finite; got {prominence}.")
+    if not 0 <= margin < 0.5:
+        raise ValueError(f"`find_stages(margin=...)` must lie in [0, 0.5); got {margin}.")
     ts, loss = np.asarray(traj.ts, float), np.asarray(traj["loss"], float)
     speed = np.asarray(traj["grad_norm"], float) ** 2
     if ts.size < 3:
         return []
-    rest = np.finfo(traj["loss"].dtype).eps * np.abs(loss) / (ts[-1] - ts[0])
+    rounding = np.finfo(traj["loss"].dtype).eps * np.maximum.accumulate(np.abs(loss))
+    rest = rounding / (ts[-1] - ts[0])
     log_speed = np.log(np.maximum(speed, np.maximum(rest, np.finfo(float).tiny)))
-    peaks = _peaks(log_speed, prominence)
+    peaks = _falling(_peaks(log_speed, prominence), log_speed, loss, rounding)
     valleys = _valleys(log_speed, peaks)
     if peaks and peaks[-1] == ts.size - 1 and loss[valleys[-2]] - loss[-1] < margin * abs(loss[valleys[-2]]):
         peaks, valleys = peaks[:-1], valleys[:-1]  # cut off while it only began to accelerate: still on the plateau
@@ -102,6 +113,12 @@ def _peaks(log_speed: np.ndarray, prominence: float) -> list[int]:
             peaks.append(candidate)
             candidate, valley = None, value
     return peaks
+
+
+def _falling(peaks: list[int], log_speed: np.ndarray, loss: np.ndarray, rounding: np.ndarray) -> list[int]:
+    """The peaks between whose valleys the loss falls by more than its rounding."""
+    valleys = itertools.pairwise(_valleys(log_speed, peaks))
+    return [row for row, (a, b) in zip(peaks, valleys, strict=True) if loss[a] - loss[b] > rounding[b]]
 
 
 def _valleys(log_speed: np.ndarray, peaks: list[int]) -> list[int]:

@@ -9,6 +9,8 @@
 
 from .checkpoints import checkpoint as checkpoint
 from .checkpoints import resume as resume
+from .ending import disagreement as disagreement
+from .ending import growth as growth
 from .loop import on_one_core as on_one_core
 from .record import MONOTONE as MONOTONE
 from .request import STANDING as STANDING
@@ -16,6 +18,7 @@ from .request import Request as Request
 from .request import check_rtol as check_rtol
 from .run import Run as Run
 from .stats import stats as stats
+from .status import Growth as Growth
 from .status import Outcome as Outcome
 from .status import verdict as verdict
 from .tiers import compiled_at_once as compiled_at_once

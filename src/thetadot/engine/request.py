@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..problem import Observable, Problem, check_start, largest_array
+from ..memory import check_memory
+from ..problem import Observable, Problem, check_functions, check_start, is_number, largest_array
 from ..solvers import DisplacementController, choose_solver
 from .layout import Layout
 from .state import Flow
@@ -18,10 +20,13 @@ from .state import Flow
 STANDING = ("loss", "grad_norm", "dissipation")
 """Observables that every trajectory has."""
 
+_UNSAVABLE = ("", ".", "..", "zarr.json")
 _DIRECTIONS = {"up": 1, "down": -1}
 _CHUNK_BYTES = 2**26  # of rows held on the device between two visits to the host
+_VECTORS = 10  # of the size of the parameters, at least, in a solver
 _SMALL = 1024  # numbers in an array that a kernel goes through in a microsecond
 _LIGHT = 2**17  # in one that code without optimization goes through in tenths of a millisecond
+_SWITCH_ON = "call `jax.config.update('jax_enable_x64', True)` before making arrays"
 _RESOLUTION = 1000  # smallest rtol, in units of the machine epsilon
 
 
@@ -46,8 +51,10 @@ class Request:
         """Checks everything, and makes what the engine runs."""
         start = check_start(self.problem, self.params0)
         dtype = jax.tree.leaves(start)[0].dtype
-        if not (math.isfinite(self.t1) and self.t1 > 0):
+        if not (is_number(self.t1) and math.isfinite(self.t1) and self.t1 > 0):
             raise ValueError(f"`gradient_flow(t1=...)` must be a positive, finite time; got {self.t1}.")
+        if not (is_number(self.max_steps) and self.max_steps == int(self.max_steps) >= 0):
+            raise ValueError(f"`gradient_flow(max_steps=...)` must be a whole number of steps; got {self.max_steps}.")
         check_rtol(self.rtol, dtype)
         layout = Layout.of(start)
         object.__setattr__(self, "_flow", self._make_flow(start, layout, dtype))
@@ -73,7 +80,7 @@ class Request:
             "solver": self.solver if isinstance(self.solver, str) else repr(self.solver),
             "rtol": float(self.rtol),
             "t1": float(self.t1),
-            "max_steps": self.max_steps,
+            "max_steps": int(self.max_steps),
             "crossings": {name: list(crossing) for name, crossing in self.crossings.items()},
             "stop": self.stop,
             "dtype": str(self.y0.dtype),
@@ -82,11 +89,18 @@ class Request:
     def _make_flow(self, start: PyTree, layout: Layout, dtype) -> Flow:
         row = _row_shapes(self.problem, start, self.observables, dtype)
         names, levels, directions = _check_crossings(self.crossings, row)
-        if self.stop is not None and self.stop not in self.crossings:
+        if self.stop is not None and not (isinstance(self.stop, str) and self.stop in self.crossings):
             known = ", ".join(self.crossings) or "none"
             raise ValueError(f"`stop`={self.stop!r} must name one of the crossings; got {known}.")
         grid = None if self.ts is None else _padded(_check_grid(self.ts, float(self.t1)), dtype)
         bytes_per_row = 8 + sum(math.prod(x.shape) * x.dtype.itemsize for x in row.values())
+        capacity = len(grid) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096))
+        size = sum(leaf.size for leaf in jax.tree.leaves(start))
+        check_memory(
+            _VECTORS * size * dtype.itemsize + capacity * bytes_per_row,
+            f"a flow of {size:.3g} parameters with {capacity} rows of {bytes_per_row:.3g} bytes each",
+            "give fewer `ts`, smaller `observables`, or fewer parameters",
+        )
         tolerance, largest = np.asarray(self.rtol, dtype), largest_array(self.problem, start)
         return Flow(
             solver=choose_solver(self.solver, tolerance),
@@ -107,21 +121,20 @@ class Request:
             weight=1 + largest // _SMALL,
             light=largest <= _LIGHT,
             small=largest <= _SMALL,
-            capacity=len(grid) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096)),
+            capacity=capacity,
         )
 
 
 def check_rtol(rtol: float, dtype) -> None:
     """Raises if a tolerance is not a positive number that the dtype can resolve."""
-    if not 0 < rtol <= 0.1:
+    if not (is_number(rtol) and 0 < rtol <= 0.1):
         raise ValueError(f"`rtol` must lie in (0, 0.1]; got {rtol}. Try 1e-6, or 1e-3 for a first look.")
     smallest = _RESOLUTION * float(np.finfo(dtype).eps)
     if rtol < smallest:
-        fix = (
-            "call `jax.config.update('jax_enable_x64', True)` before making arrays"
-            if dtype == np.float32
-            else "loosen it"
-        )
+        fix = "loosen it"
+        if dtype == np.float32:
+            switched_on = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+            fix = "cast them to float64" if switched_on else _SWITCH_ON
         raise ValueError(
             f"`rtol`={rtol:g} is below what {dtype} parameters resolve ({smallest:.1e}): {fix}. In float32, rounding "
             "also seeds every saddle and shortens its plateau."
@@ -129,19 +142,33 @@ def check_rtol(rtol: float, dtype) -> None:
 
 
 def _row_shapes(problem: Problem, start: PyTree, observables: Mapping[str, Observable], dtype) -> dict[str, Any]:
+    check_functions(observables, "gradient_flow(observables=...)")
     taken = sorted(name for name in observables if name in (*STANDING, "t") or name.startswith("params1"))
     if taken:
         raise ValueError(f"`observables` may not be called {', '.join(taken)}: the trajectory has its own.")
     shapes = {name: jax.ShapeDtypeStruct((), dtype) for name in STANDING}
     for name, fn in observables.items():
-        shapes[name] = jax.eval_shape(lambda p, fn=fn: jax.numpy.asarray(fn(p, problem.data)), start)
+        if name in _UNSAVABLE or name.startswith("__"):
+            raise ValueError(f"`observables` may not be called {name!r}: no file can have that name.")
+        shapes[name] = _one_array(name, eqx.filter_eval_shape(fn, start, problem.data))
     return shapes
+
+
+def _one_array(name: str, out: Any) -> Any:
+    """The shape of what an observable returns, which must be an array, or make one."""
+    try:
+        return jax.eval_shape(jax.numpy.asarray, out)
+    except (TypeError, ValueError) as error:
+        kind = "nothing" if out is None else f"a {type(out).__name__}"
+        raise ValueError(f"`observables[{name!r}]` must return one array; it returned {kind}.") from error
 
 
 def _check_crossings(crossings: Mapping[str, tuple], row: dict) -> tuple[tuple[str, ...], list[float], list[int]]:
     names, levels, directions = [], [], []
+    if not isinstance(crossings, Mapping):
+        raise ValueError("`gradient_flow(crossings=...)` must be a dictionary, name -> (observable, level).")
     for name, crossing in crossings.items():
-        if len(crossing) not in (2, 3) or (len(crossing) == 3 and crossing[2] not in _DIRECTIONS):
+        if not _is_crossing(crossing):
             raise ValueError(
                 f"`crossings[{name!r}]` must be (observable, level) or (observable, level, 'up' | 'down'); "
                 f"got {crossing!r}."
@@ -161,8 +188,19 @@ def _check_crossings(crossings: Mapping[str, tuple], row: dict) -> tuple[tuple[s
     return tuple(names), levels, directions
 
 
+def _is_crossing(crossing: Any) -> bool:
+    """Whether it is (name, number) or (name, number, direction)."""
+    if not isinstance(crossing, tuple | list) or len(crossing) not in (2, 3):
+        return False
+    name, level, *direction = crossing
+    return isinstance(name, str) and is_number(level) and all(d in list(_DIRECTIONS) for d in direction)
+
+
 def _check_grid(ts, t1: float) -> np.ndarray:
-    grid = np.asarray(ts, float)
+    try:
+        grid = np.asarray(ts, float)
+    except (TypeError, ValueError):
+        grid = np.empty(0)
     if grid.ndim != 1 or grid.size == 0 or not np.all(np.isfinite(grid)):
         raise ValueError("`gradient_flow(ts=...)` must be a non-empty list of finite times.")
     falls = np.flatnonzero(np.diff(grid) <= 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import PyTree
 
-from ..problem import Problem
+from ..problem import Problem, needs_forward_mode
 from ..progress import Report
 from ..solvers import (
     AbstractFlowSolver,
@@ -54,7 +54,7 @@ class Run:
     def begin(self) -> None:
         """Evaluates the loss at the start and sets the solver up."""
         flow = self.flow
-        with one_lapack_thread():
+        with one_lapack_thread(), needs_forward_mode():
             self.state, row0 = self.tiers.start(flow, self.params0, self.t1)
         y, moves = self.params0, np.asarray(self.state.grad) != 0
         self.flow = dataclasses.replace(flow, smallest=_smallest(y, np.asarray(self.state.grad)))
@@ -76,6 +76,11 @@ class Run:
         return int(self.state.num_steps)
 
     @property
+    def drop(self) -> float:
+        """L(0) − L(t)."""
+        return float(self.log.row0["loss"]) - float(self.state.loss)
+
+    @property
     def params1(self) -> PyTree:
         """The parameters where the flow is."""
         return self.flow.layout.unravel(self.state.y)
@@ -83,7 +88,7 @@ class Run:
     def drive(self, show: Callable[[Report], None] | None = None) -> None:
         """Runs chunk after chunk until the flow has an outcome or its steps are used up."""
         began = time.perf_counter()
-        with one_lapack_thread():
+        with one_lapack_thread(), needs_forward_mode():
             while self.unfinished():
                 strained = self._advance(self._chunk(bool(show)))
                 if show:

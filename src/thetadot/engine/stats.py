@@ -20,8 +20,7 @@ _PROBES = 8  # of the scale of an invariant
 def stats(run: Run) -> dict[str, Any]:
     """Steps, work, the energy identity and the invariants of a flow that has ended."""
     state, solver = run.state, run.flow.solver
-    drop = float(run.log.row0["loss"]) - float(state.loss)
-    dissipation = float(state.dissipation)
+    drop, dissipation = run.drop, float(state.dissipation)
     scale = max(abs(drop), abs(dissipation))
     counted = solver.cost(state.solver_state) is not None
     return {

@@ -2,8 +2,6 @@
 
 import enum
 
-_OVERFLOW = 1e60  # size of parameters that no flow with a finite blow-up time has at its last step
-
 
 class Outcome(enum.IntEnum):
     """Why the loop ended."""
@@ -15,6 +13,14 @@ class Outcome(enum.IntEnum):
     UNDERFLOW = 4  # t + dt == t, or hardly more for ever
 
 
+class Growth(enum.Enum):
+    """How the parameters grew in a flow whose steps became too short to go on."""
+
+    NONE = enum.auto()
+    BLOW_UP = enum.auto()  # like (T* − t)^−p
+    OVERFLOW = enum.auto()  # beyond floating point
+
+
 def verdict(
     outcome: Outcome,
     t: float,
@@ -23,8 +29,9 @@ def verdict(
     satisfied: bool,
     max_steps: int,
     solver: str,
-    sizes: tuple[float, float],
-    speeds: tuple[float, float],
+    growth: Growth,
+    size: float,
+    wrong: str | None,
 ) -> tuple[str, str]:
     """(status, sentence) of a flow that has ended.
 
@@ -35,9 +42,13 @@ def verdict(
         satisfied: whether all crossings that were wanted have been found.
         max_steps: how many steps could be tried.
         solver: the label of the solver in use.
-        sizes: largest |θ| at the start and at the end.
-        speeds: ‖∇L‖ at the start and at the end.
+        growth: how the parameters grew, if no step was small enough.
+        size: largest |θ| at the end.
+        wrong: a sentence where the gradient is not that of the loss; no other advice is worth anything then.
     """
+    if wrong:
+        status = "step limit" if outcome == Outcome.RUNNING and not satisfied else "failed"
+        return status, f"Ended at t = {t:.6g}, and the numbers mean nothing: {wrong}"
     match outcome:
         case Outcome.REACHED:
             return "done", f"Reached t1 = {t:g}."
@@ -52,12 +63,12 @@ def verdict(
                 f"Ended by `max_steps` = {max_steps} at t = {t:.6g}: raise it, loosen `rtol`, or try another "
                 f"solver than {solver}."
             )
-    if sizes[1] > _OVERFLOW:
+    if growth == Growth.OVERFLOW:
         return "blew up", (
             f"Overflowed at t = {t:.6g}: the parameters grow beyond floating point, exponentially or faster, and have "
-            f"reached {sizes[1]:.1e}."
+            f"reached {size:.1e}."
         )
-    if sizes[1] > 10 * sizes[0] and speeds[1] > 1e4 * speeds[0]:  # both by orders of magnitude: no wall
+    if growth == Growth.BLOW_UP:
         return "blew up", (
             f"Blew up: the parameters leave every bound at T* ≈ {t:.10g}; t1 lies beyond it. `blow_up` measures "
             "T* with its error, how fast, and in which direction."

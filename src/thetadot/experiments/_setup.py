@@ -11,10 +11,13 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from thetadot.memory import check_memory
 from thetadot.problem import Problem
 
 # Larger arrays (in numbers) are not recorded at every step: a run keeps hundreds to thousands of steps.
 RECORD_LIMIT = 30_000
+_BYTES = 8  # of a number
+_VECTORS = 10  # of the size of the parameters, at least, in a solver
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,18 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"`{name}` must be at least 1; got {size}.")
+
+
+def check_numbers(parameters: int, data: int = 0) -> None:
+    """Raises a ValueError, in one sentence, if an experiment of so many numbers does not fit into memory.
+
+    A solver holds the parameters in some ten vectors at once; data are held once.
+    """
+    check_memory(
+        _BYTES * (_VECTORS * parameters + data),
+        f"an experiment with {parameters:.3g} parameters and {data:.3g} numbers of data",
+        "choose smaller sizes",
+    )
 
 
 def check_scale(init_scale: float) -> None:

@@ -10,7 +10,7 @@ import jax.random as jr
 import numpy as np
 
 from thetadot import data, inits
-from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_numbers, check_scale, check_sizes
 from thetadot.experiments._weights import SPECTRUM, entries
 from thetadot.models import decoder
 from thetadot.problem import Problem
@@ -69,6 +69,7 @@ class AnchorTask:
         """Draw sequences, fixed matrices and initialization and collect what the solver needs."""
         check_sizes(num_samples=self.num_samples, d_model=self.d_model, d_mlp=self.d_mlp)
         check_scale(self.init_scale)
+        check_numbers(self.d_model * (3 * self.d_model + 2 * self.d_mlp), self.num_samples * self.length)
         key_task, key_embedding, key_output, key_init = jr.split(jr.key(self.seed), 4)
         task = data.anchor_task(self.num_samples, self.length, self.num_anchors, self.num_keys, key=key_task)
         vocab_size, m = self.num_anchors + self.num_keys + 2, self.d_model

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from thetadot import data as chains
 from thetadot import inits, observables
-from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_numbers, check_scale, check_sizes
 from thetadot.experiments._weights import SPECTRUM, entries, of_weight
 from thetadot.models import attention
 from thetadot.problem import Problem
@@ -74,6 +74,7 @@ class FocusDilution:
         check_scale(self.init_scale)
         stationary, transition, words, notes = self._chain()
         d = len(stationary)
+        check_numbers(2 * self.d_model * (d + self.d_head), d * d)
         params0 = inits.attention_params(d, self.d_model, self.d_head, self.init_scale, key=jr.key(self.seed))
         problem = Problem(
             attention.population_loss,

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax.random as jr
 
 from thetadot import data, inits, observables
-from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_numbers, check_scale, check_sizes
 from thetadot.models import emb_mlp
 from thetadot.problem import Problem
 from thetadot.theory import identity_bridge as theory
@@ -75,6 +75,7 @@ class IdentityBridge:
         check_scale(self.init_scale)
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ValueError(f"`weight_decay` must be finite and not negative; got {self.weight_decay:g}.")
+        check_numbers(2 * 3 * self.num_entities * self.width, 6 * self.num_entities**2)
         n, key = self.num_entities, jr.key(self.seed)
         task = data.two_hop_task((n, n, n))
         facts = data.training_facts(task, self.identity_fraction, self.label_noise, key=key)

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from thetadot import data as targets
 from thetadot import inits
 from thetadot._types import Key
-from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_numbers, check_scale, check_sizes
 from thetadot.experiments._weights import SPECTRUM, of_layers
 from thetadot.models import linear
 from thetadot.problem import Problem
@@ -66,6 +66,7 @@ class MatrixFactorization:
         """Draw the target, the entries seen and the initialization and collect what the solver needs."""
         check_sizes(size=self.size, depth=self.depth)
         check_scale(self.init_scale)
+        check_numbers(self.depth * self.size**2, self.size**2)
         if not 0 < self.observed <= 1:
             raise ValueError(f"`observed` must be a fraction in (0, 1]; got {self.observed:g}.")
         key_target, key_init = jr.split(jr.key(self.seed))

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from thetadot import data as samples
 from thetadot import inits, observables
-from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_numbers, check_scale, check_sizes
 from thetadot.models import two_layer
 from thetadot.problem import Problem
 from thetadot.theory import multi_stage_loss as theory
@@ -111,6 +111,7 @@ class MultiStageLoss:
         """Draw samples and initialization and collect what the solver needs."""
         check_sizes(num_neurons=self.num_neurons, d_input=self.d_input, num_samples=self.num_samples)
         check_scale(self.init_scale)
+        check_numbers(self.num_neurons * (self.d_input + 2), self.num_samples * (self.num_neurons + self.d_input))
         activation, teacher = (_choice(self, name, table) for name, table in _CHOICES.items())
         data = samples.ridge_samples(teacher, self.num_samples, self.d_input, key=jr.key(self.data_seed))
         scale = self.init_scale * self.num_neurons**-self.alpha

@@ -9,7 +9,7 @@ import numpy as np
 
 from thetadot import data as sequences
 from thetadot import inits
-from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_numbers, check_scale, check_sizes
 from thetadot.experiments._weights import SPECTRUM, entries, of_weight
 from thetadot.models import attention_classifier as model
 from thetadot.problem import Problem
@@ -63,6 +63,7 @@ class RankCollapse:
         """Draw sequences and initialization and collect what the solver needs."""
         check_sizes(num_samples=self.num_samples, length=self.length, d_model=self.d_model)
         check_scale(self.init_scale)
+        check_numbers(4 * self.d_model**2, self.num_samples * self.length * self.d_model)
         for name, known in (("activation", _ACTIVATIONS), ("loss", _LOSSES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {getattr(self, name)!r}.")

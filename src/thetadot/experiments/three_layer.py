@@ -8,7 +8,7 @@ import jax.random as jr
 
 from thetadot import inits, observables
 from thetadot.blowup import blow_up
-from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_scale, check_sizes
+from thetadot.experiments._setup import RECORD_LIMIT, Setup, check_numbers, check_scale, check_sizes
 from thetadot.experiments._weights import of_layers
 from thetadot.models import multilayer, trilinear
 from thetadot.problem import Problem
@@ -65,6 +65,8 @@ class ThreeLayer:
         check_scale(self.init_scale)
         if self.depth < 2:
             raise ValueError(f"`ThreeLayer(depth=...)` must be at least 2; got {self.depth}.")
+        hidden = self.width * (self.d_input + (self.depth - 2) * self.width + 1)
+        check_numbers(hidden, self.num_samples * self.d_input + self.d_input**2)
         key_x, key_teacher, key_init = jr.split(jr.key(self.seed), 3)
         x = jr.normal(key_x, (self.num_samples, self.d_input))
         directions = jr.orthogonal(key_teacher, self.d_input)

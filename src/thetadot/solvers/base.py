@@ -11,6 +11,7 @@ import optimistix as optx
 from jaxtyping import Bool, Float, PyTree
 
 from ..arrays import Array
+from .displacement import DisplacementController, rms
 
 
 class AbstractFlowSolver(dfx.AbstractAdaptiveSolver):
@@ -105,8 +106,9 @@ class Diffrax(AbstractFlowSolver):
         return self.solver.init(terms, t0, t1, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        """That of the solver."""
-        return self.solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
+        """That of the solver, whose root finder, if it has one, leaves no less than rounding."""
+        solver = _with_floor(self.solver, t1 - t0, y0)
+        return solver.step(terms, t0, t1, y0, args, solver_state, made_jump)
 
     def func(self, terms, t0, y0, args):
         """That of the solver."""
@@ -145,3 +147,18 @@ def _with_tolerances(solver: dfx.AbstractSolver, rtol: Float[Array, ""]) -> dfx.
     asked = [name for name, value in fields.items() if not eqx.is_array_like(value) and not callable(value)]
     values = [wanted[name] for name in asked]
     return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in asked], solver, values)
+
+
+def _with_floor(solver: dfx.AbstractSolver, step: Float[Array, ""], y: Float[Array, " P"]) -> dfx.AbstractSolver:
+    """An implicit solver whose root finder grants the rounding that the controller grants: a part of ‖θ‖.
+
+    What it seeks is of the size of the displacement, or of the velocity. At rest both are rounding, and no iteration
+    makes rounding smaller: without a floor it fails at every length of the step.
+    """
+    if not (isinstance(solver, dfx.AbstractImplicitSolver) and hasattr(solver.root_finder, "atol")):
+        return solver
+    floor = DisplacementController.floor * jnp.finfo(y.dtype).eps * rms(y)
+    seeks_velocity = isinstance(solver, dfx.AbstractRungeKutta) and getattr(solver.tableau, "fsal", False)
+    floor = floor / step.astype(y.dtype) if seeks_velocity else floor
+    granted = jnp.maximum(jnp.asarray(solver.root_finder.atol, y.dtype), floor)
+    return eqx.tree_at(lambda s: s.root_finder.atol, solver, granted)

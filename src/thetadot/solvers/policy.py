@@ -52,6 +52,10 @@ def choose_solver(solver: str | dfx.AbstractSolver, rtol: Float[Array, ""]) -> A
             f"{type(solver).__name__} does not estimate its error, so its steps cannot be adapted: "
             "wrap it in `diffrax.HalfSolver`."
         )
+    if isinstance(getattr(solver, "tableau", None), dfx.MultiButcherTableau):
+        raise ValueError(
+            f"{type(solver).__name__} wants the field in two parts, and a gradient has one: try `Kvaerno5`."
+        )
     return fitted(solver, rtol)
 
 

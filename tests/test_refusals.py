@@ -1,0 +1,219 @@
+"""What cannot be run is refused in one sentence that names the argument; a user's own exceptions come through."""
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import thetadot as td
+from flows import BOWL, QUARTIC, at, first, scalar_flows
+from test_flow_outcomes import unchecked  # noqa: F401  (a fixture)
+
+library: Any = td  # what is wrong by its type is what these tests are about
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
+def total(params, data):
+    return jnp.sum(jnp.square(params["x"]))
+
+
+def squared(transform):
+    return td.Problem(lambda params, data: transform(total(params, data)))
+
+
+def sliced(params, data):
+    return jnp.sum(params["x"][: data["n"]])
+
+
+def branching(params, data):
+    return total(params, data) if data["n"] > 1 else 0.0
+
+
+def empty(params, data):
+    return jnp.sum(params["x"])
+
+
+NETWORK = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
+SCALAR = r"`loss\(params, data\)` must return "
+CROSSING = r"`crossings\['a'\]` must be \(observable, level\)"
+REFUSED = {
+    "activation as leaf": ({"params0": NETWORK}, r"`params0` must hold arrays only; it holds a .*`eqx\.partition"),
+    "text as leaf": ({"params0": {"x": jnp.ones(2), "y": "text"}}, r"`params0` must hold arrays only; it holds a str"),
+    "empty arrays": ({"problem": td.Problem(empty), "params0": {"x": jnp.ones((0, 3))}}, r"`params0` holds no numbers"),
+    "no problem": ({"problem": total}, r"`problem` must be a `thetadot\.Problem\(loss, data\)`; got a function"),
+    "float32 loss": (
+        {"problem": squared(lambda x: x.astype("float32"))},
+        SCALAR + "a real number .* it returned float32",
+    ),
+    "integer loss": ({"problem": squared(lambda x: x.astype(int))}, SCALAR + "a real number .* it returned int64"),
+    "complex loss": (
+        {"problem": squared(lambda x: x.astype(complex))},
+        SCALAR + "a real number .* returned complex128",
+    ),
+    "no loss": ({"problem": squared(lambda x: None)}, SCALAR + "one scalar array; it returned nothing"),
+    "slice from data": ({"problem": td.Problem(sliced, {"n": 2})}, r"the loss asks for the value of an array .*`data`"),
+    "branch on data": ({"problem": td.Problem(branching, {"n": 2})}, r"the loss asks for the value .*`jax\.lax\.cond`"),
+    "t1 text": ({"t1": "1"}, r"`gradient_flow\(t1=\.\.\.\)` must be a positive, finite time; got 1"),
+    "t1 None": ({"t1": None}, r"`gradient_flow\(t1=\.\.\.\)` must be a positive, finite time; got None"),
+    "t1 array": ({"t1": jnp.ones(2)}, r"`gradient_flow\(t1=\.\.\.\)` must be a positive, finite time; got \[1\. 1\.\]"),
+    "rtol None": ({"rtol": None}, r"`rtol` must lie in \(0, 0\.1\]; got None"),
+    "rtol array": ({"rtol": np.ones(2)}, r"`rtol` must lie in"),
+    "max_steps None": (
+        {"max_steps": None},
+        r"`gradient_flow\(max_steps=\.\.\.\)` must be a whole number of steps; got None",
+    ),
+    "max_steps half": ({"max_steps": 1.5}, r"must be a whole number of steps; got 1\.5"),
+    "max_steps negative": ({"max_steps": -1}, r"must be a whole number of steps; got -1"),
+    "ts text": ({"ts": ["a"]}, r"`gradient_flow\(ts=\.\.\.\)` must be a non-empty list of finite times"),
+    "crossings list": ({"crossings": [("loss", 1.0)]}, r"`gradient_flow\(crossings=\.\.\.\)` must be a dictionary"),
+    "crossing number": ({"crossings": {"a": 0.5}}, CROSSING + ".* got 0.5"),
+    "crossing long": ({"crossings": {"a": ("loss", 1.0, "up", 1)}}, CROSSING),
+    "crossing level text": ({"crossings": {"a": ("loss", "one")}}, CROSSING),
+    "crossing level array": ({"crossings": {"a": ("loss", np.ones(2))}}, CROSSING),
+    "crossing of a list": ({"crossings": {"a": (["loss"], 1.0)}}, CROSSING),
+    "crossing way": ({"crossings": {"a": ("loss", 1.0, ["up"])}}, CROSSING),
+    "stop list": ({"stop": ["a"], "crossings": {"a": ("loss", 1.0)}}, r"`stop`=\['a'\] must name one of the crossings"),
+    "observables list": ({"observables": [first]}, r"`gradient_flow\(observables=\.\.\.\)` must be a dictionary"),
+    "observable number": (
+        {"observables": {"a": 3.0}},
+        r"observables=\.\.\.\)`: 'a' must be a function `fn\(params, data\)",
+    ),
+    "observable of one": ({"observables": {"a": lambda params: 1.0}}, r"'a' must be a function `fn\(params, data\)"),
+    "observable None": (
+        {"observables": {"a": lambda p, d: None}},
+        r"`observables\['a'\]` must return one array; .* nothing",
+    ),
+    "observable dict": (
+        {"observables": {"a": lambda p, d: p}},
+        r"`observables\['a'\]` must return one array; .* a dict",
+    ),
+    "observable text": (
+        {"observables": {"a": lambda p, d: "x"}},
+        r"`observables\['a'\]` must return one array; .* a str",
+    ),
+    "unsavable name": ({"observables": {"zarr.json": first}}, r"may not be called 'zarr\.json': no file"),
+    "two fields": ({"solver": dfx.KenCarp5()}, r"KenCarp5 wants the field in two parts"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_gets_one_sentence(case):
+    changes, sentence = REFUSED[case]
+    standard = {"problem": scalar_flows(QUARTIC, BOWL), "params0": at(1.0, 1.0), "t1": 1.0}
+    with pytest.raises(ValueError, match=sentence) as caught:
+        td.gradient_flow(**{**standard, **changes})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (
+            lambda: library.Problem(lambda params: 0.0),
+            r"`Problem\(loss=\.\.\.\)` must be a function `loss\(params, data\)",
+        ),
+        (
+            lambda: library.Problem(total, {"name": "text"}),
+            r"`Problem\(data=\.\.\.\)` must hold arrays only; it holds a str",
+        ),
+        (
+            lambda: library.Problem(total, {"f": jnp.tanh}),
+            r"`Problem\(data=\.\.\.\)` must hold arrays only; it holds a PjitF",
+        ),
+        (lambda: library.Problem(total, None, {"c": 3.0}), r"`Problem\(conserved=\.\.\.\)`: 'c' must be a function"),
+        (lambda: library.blow_up(library.Problem(total), at(1.0), rtol=None), r"`rtol` must lie in"),
+        (
+            lambda: library.blow_up(library.Problem(total), at(1.0), max_steps=None),
+            r"max_steps=\.\.\.\)` must be at least 1; got None",
+        ),
+        (
+            lambda: library.descent(library.Problem(total), at(1.0), 3, "a"),
+            r"learning_rate=\.\.\.\)` must be a positive, finite",
+        ),
+        (
+            lambda: library.crossing_times(library.Problem(total), {}, {"a": ("loss", 1.0)}, 1.0),
+            r"`params0` holds no arrays",
+        ),
+    ],
+)
+def test_other_functions_refuse_in_one_sentence(make, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+class OwnError(Exception):
+    """Raised by a user's function."""
+
+
+def raising(error):
+    def fn(*args):
+        raise error
+
+    return lambda params, data: fn()
+
+
+@pytest.mark.parametrize("error", [OwnError("mine"), TypeError("mine"), ValueError("mine"), IndexError("mine")])
+def test_what_a_function_of_the_user_raises_comes_through(error):
+    watched = {"a": raising(error)}
+    for problem, observables in [(td.Problem(raising(error)), {}), (td.Problem(total), watched)]:
+        with pytest.raises(type(error), match="mine") as caught:
+            td.gradient_flow(problem, at(1.0), 1.0, observables=observables)
+        assert caught.value is error
+
+
+def test_what_is_right_is_taken():
+    """Numbers of NumPy and JAX, lists as observables and crossings, an Equinox module by its arrays."""
+    arrays, rest = eqx.partition(NETWORK, eqx.is_inexact_array)
+
+    def output(params, data):
+        return jnp.sum(jnp.square(eqx.combine(params, rest)(data)))
+
+    options = {"observables": {"both": lambda p, d: [1.0, 2.0]}, "crossings": {"a": ["loss", np.float64(1e-3), "down"]}}
+    traj = library.gradient_flow(
+        td.Problem(output, jnp.ones(2)),
+        arrays,
+        jnp.array(1.0),
+        rtol=np.float64(1e-4),
+        max_steps=np.int64(100),
+        **options,
+    )
+    assert traj.status == "done" and traj["both"].shape == (traj.ts.size, 2)
+
+
+def decay(adjoint):
+    """½|y(1)|² of ẏ = -x y from y(0) = 1, whose ODE is solved inside the loss: L = ½ e^(-2x) for each x."""
+    term = dfx.ODETerm(lambda t, y, x: -x * y)
+    options = {"stepsize_controller": dfx.PIDController(rtol=1e-9, atol=1e-9), "adjoint": adjoint, "max_steps": 256}
+
+    def loss(params, data):
+        x = params["x"]
+        with jax.numpy_dtype_promotion("standard"):
+            found = dfx.diffeqsolve(term, dfx.Tsit5(), 0.0, 1.0, 0.1, jnp.ones_like(x), args=x, **options)
+        return 0.5 * jnp.sum(jnp.square(jnp.asarray(found.ys)[0]))
+
+    return td.Problem(loss)
+
+
+def test_a_loss_that_cannot_be_differentiated_forward_says_what_to_do():
+    """x' = e^(-2x): x = log(1 + 2t)/2 from 0."""
+    start = at(0.0)
+    advice = r"in forward mode.*`adjoint=diffrax\.DirectAdjoint\(\)`.*`solver=\"tsit5\"`"
+    with pytest.raises(ValueError, match=advice) as caught:
+        td.gradient_flow(decay(dfx.RecursiveCheckpointAdjoint()), start, 1.0)
+    assert "\n" not in str(caught.value)
+    for adjoint, solver in [(dfx.RecursiveCheckpointAdjoint(), "tsit5"), (dfx.DirectAdjoint(), "auto")]:
+        traj = td.gradient_flow(decay(adjoint), start, 1.0, solver=solver)
+        np.testing.assert_allclose(traj.params1["x"], [np.log(3) / 2], rtol=1e-5)
+
+
+def test_float32_parameters_of_numpy_are_to_be_cast():
+    params0 = {"x": np.ones(2, "float32")}
+    with pytest.raises(ValueError, match=r"below what float32 parameters resolve .*: cast them to float64"):
+        td.gradient_flow(td.Problem(total), params0, 1.0)
+    assert td.gradient_flow(td.Problem(total), {"x": params0["x"].astype(float)}, 1.0).status == "done"
