@@ -32,7 +32,7 @@ from thetadot.engine import compiled_at_once
 def test_a_blow_up_is_a_result(solver):
     """x' = 4x³ is infinite at t = 1/(8 x_0²). The sentence names the time, whichever way the last time rounds."""
     problem = scalar_flows(HILL, BOWL)
-    for x0 in (0.5, 0.8, 1.0, 1.1, 1.3, 1.6, 2.0, 3.0):
+    for x0 in (0.5, 1.0, 1.3, 3.0):
         traj = td.gradient_flow(problem, at(x0, 1.0), 10.0, solver=solver, max_steps=20_000)
         assert traj.status == "blew up", (x0, traj.result)
         assert traj.stats["num_steps"] < 1000

@@ -72,8 +72,15 @@ def test_there_are_twenty_cases():
     assert len(CASES) == len(set(CASES)) == 20
 
 
-@pytest.mark.parametrize("solver", ["auto", "krylov", "stabilized", "tsit5"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("case", "solver"),
+    [
+        pytest.param(case, solver, marks=() if solver == "auto" or i % 7 == 0 else pytest.mark.slow)
+        for solver in ("auto", "krylov", "stabilized", "tsit5")
+        for i, case in enumerate(CASES)
+    ],
+    ids=str,
+)
 def test_what_the_field_keeps_the_solver_keeps(case, solver):
     problem, start, _ = made(*case)
     traj = td.gradient_flow(problem, start, T1, solver=solver, rtol=1e-3)
@@ -112,7 +119,9 @@ def linear_escape(problem, start, leave, kind):
     return float(found.t_events[0][0])
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if i % 7 == 0 else pytest.mark.slow) for i, case in enumerate(CASES)], ids=str
+)
 def test_the_same_start_beside_the_set_leaves_it_at_the_linear_rate(case):
     problem, start, leave = made(*case)
     beside = jax.tree.map(lambda x, v: x + NUDGE * v, start, leave)

@@ -8,6 +8,7 @@ from losses import end, flow, hard_problem
 
 import thetadot as td
 from flows import MODES, balanced_layers, linear_problem, logistic_solution, mode_crossings, quartic_solution
+from thetadot.engine import compiled_at_once
 from thetadot.theory import matrix_factorization as theory
 
 RTOLS = {
@@ -30,7 +31,8 @@ def scalar_errors(name):
     exact = np.array([logistic_solution(20.0, 1e-6), quartic_solution(20.0, 2.0), 0.5, 0.0])
     errors, steps = [], []
     for rtol in RTOLS[name]:
-        traj = flow(name, problem, [1e-6, 2.0, 0.5, 0.0], 20.0, rtol, MAX_STEPS)
+        with compiled_at_once():
+            traj = flow(name, problem, [1e-6, 2.0, 0.5, 0.0], 20.0, rtol, MAX_STEPS)
         assert traj.status == "done"
         errors.append(np.max(np.abs(end(traj) - exact)))
         steps.append(traj.stats["num_steps"])
