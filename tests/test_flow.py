@@ -117,6 +117,17 @@ def test_a_grid_reads_the_dense_output_of_the_same_steps(monkeypatch):
     assert set(grid.names) == {"loss", "grad_norm", "dissipation", "first", "wave"}
 
 
+@pytest.mark.parametrize("size", [1.0, 1e8, 1e14])
+def test_a_parameter_that_does_not_move_loosens_no_tolerance(size):
+    """½ (ab − 2)² from 1e-3: ab obeys d(ab)/dt = (a² + b²)(2 − ab), whatever stands beside it."""
+    problem = td.Problem(lambda p, data: 0.5 * (p["a"] * p["b"] - 2) ** 2 + 0 * p["z"])
+    start = {"a": jnp.array(1e-3), "b": jnp.array(1e-3), "z": jnp.array(size)}
+    traj = td.gradient_flow(problem, start, 4.0)
+    product = float(traj.params1["a"] * traj.params1["b"])
+    exact = 2 / (1 + (2 / 1e-6 - 1) * np.exp(-16.0))
+    assert product == pytest.approx(exact, rel=1e-6) and float(traj.params1["z"]) == size
+
+
 def test_a_grid_may_start_late_and_end_early():
     traj = watch(scalar_flows(QUARTIC, BOWL), at(1.0, 1.0), 8.0, ts=np.linspace(1, 3, 41))
     np.testing.assert_array_equal(traj.ts, np.linspace(1, 3, 41))

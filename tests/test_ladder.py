@@ -120,6 +120,18 @@ def test_a_coordinate_of_its_own_has_digits_at_any_size(z0):
     assert abs(left.value - exact) <= left.error < 1e-3 * exact
 
 
+def test_modes_of_a_diagonal_network_from_1e_20():
+    """½ Σ (sᵢ − aᵢ bᵢ)², balanced: aᵢ² obeys the logistic equation; two modes wait below the rounding of the first."""
+    target, scale = np.array([3.0, 2.0, 0.5]), np.array([1e-3, 1e-20, 1e-20])
+    problem = td.Problem(lambda p, data: 0.5 * jnp.sum((data - p["a"] * p["b"]) ** 2), jnp.array(target))
+    watched = {f"{i}": lambda p, data, i=i: p["a"][i] * p["b"][i] for i in range(3)}
+    start = {"a": jnp.array(scale), "b": jnp.array(scale)}
+    crossings = {f"{i}": (f"{i}", target[i] / 2) for i in range(3)}
+    found = td.crossing_times(problem, start, crossings, 200.0, watched)
+    for time, exact in zip(found.values(), np.log(target / scale**2 - 1) / (2 * target), strict=True):
+        assert abs(time.value - exact) <= time.error < 1e-4 * exact
+
+
 def completion(ws, data):
     """½ ((W₁₂ − 1)² + (W₂₁ − 1)² + W₂₂²), W = W₂ W₁; W₁₁ is not observed."""
     del data

@@ -76,11 +76,12 @@ def test_tighter_flows_are_left_after_the_last_crossing_found_and_no_number_move
     options = {"t1": 60.0, "measure": measure, "observables": observables, "errors": True, "rtol": 1e-4}
     early = solve(make, {"x0": X0[:2]}, engine=engine, **options)
     left = [traj.stats["t1"] for traj in ended]
-    monkeypatch.setattr(lane_module.Lane, "wanted", lambda self: None)
+    monkeypatch.setattr(lane_module, "wanted", lambda trajs: None)
     ended.clear()
     late = solve(make, {"x0": X0[:2]}, engine=engine, **options)
-    assert [traj.stats["t1"] for traj in ended] == [60.0] * 6
-    assert sorted(left)[4:] == [60.0] * 2 and max(sorted(left)[:4]) < 12
+    # Whether "never" depends on rounding is asked of a flow that goes on to its end, as the first one does.
+    assert [traj.stats["t1"] for traj in ended] == [60.0] * 8
+    assert sorted(left)[4:] == [60.0] * 4 and max(sorted(left)[:4]) < 12
     xr.testing.assert_identical(early.drop_vars("wall_s").drop_attrs(), late.drop_vars("wall_s").drop_attrs())
     assert np.all(early.half_error > 0) and np.all(early.high_error > 0) and np.all(np.isnan(early.never_error))
     assert all(len(traj.crossings["high"]) == 2 for traj in ended)

@@ -167,7 +167,7 @@ def _is_moved(times: list[float]) -> bool:
         return False
     if np.isnan(times[0]):
         return bool(np.isfinite(times[_TOLERANCES]))
-    return _change(times, _TOLERANCES) > _SAFETY * _spread(times)
+    return bool(_change(times, _TOLERANCES) > _SAFETY * _spread(times))
 
 
 def _is_logarithmic(times: list[float], rtol: float) -> bool:

@@ -199,5 +199,6 @@ class Run:
 def _smallest(y: np.ndarray, field: np.ndarray) -> np.ndarray:
     """The smallest |θᵢ| that is not zero, nor the rounding of zero: that would soon be lost in |Fᵢ|."""
     size, speed = np.abs(y), np.abs(field)
-    limit = np.max(speed) / max(float(np.max(size)) * np.finfo(y.dtype).eps ** 0.5, float(np.finfo(y.dtype).tiny))
-    return np.asarray(np.min(size, initial=np.inf, where=(size > 0) & (speed <= limit * size)))
+    with np.errstate(all="ignore"):
+        limit = np.max(speed) / (np.max(size) * np.finfo(y.dtype).eps ** 0.5)
+        return np.asarray(np.min(size, initial=np.inf, where=(size > 0) & (speed <= limit * size)))

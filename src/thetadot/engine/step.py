@@ -44,8 +44,9 @@ def attempt(flow: Flow, field: Field, state: State, rows: Rows, t1: Array) -> tu
         TERM, state.t, t_end, state.y, field, state.solver_state, xp.asarray(False)
     )
     order = error_order(flow)
-    # A parameter that has never moved is no part of the flow: its size says nothing about the rounding of the others.
-    before, after = (xp.where((state.y == flow.start) & (y1 == flow.start), 0, y) for y in (state.y, y1))
+    # A parameter without a gradient that has never moved says nothing about the rounding of the others.
+    bystander = (state.grad == 0) & (y1 == flow.start)
+    before, after = xp.where(bystander, 0, state.y), xp.where(bystander, 0, y1)
     keep, _, t_next, _, controller_state, _ = flow.controller.adapt_step_size(
         state.t, t_end, before, after, field, error, order, state.controller_state
     )
