@@ -105,6 +105,22 @@ def test_a_checkpoint_of_another_shape_is_left_alone():
     assert again.run.num_steps == 0
 
 
+def test_one_that_keeps_small_numbers_goes_on_with_the_method_for_them():
+    """1e-17 is below the rounding of 1, to which the other coordinate grows on the way."""
+    problem = scalar_flows(LOGISTIC, LOGISTIC)
+
+    def small():
+        return begin_flow(Request(problem, at(1e-17, 1e-2), 60.0, None, {"x": first}, CROSSINGS, None, "auto", 1e-8))
+
+    through, saved = drive(small())
+    assert "Dopri8" in through.stats["choices"][-1] and through.status == "done"
+    np.testing.assert_allclose(through.crossings["half"], [17 * np.log(10)], rtol=1e-7)
+    for one in (saved[-2], saved[-1]):
+        again = small()
+        assert resume(again.run, one)
+        assert_identical(drive(again)[0], through)
+
+
 @pytest.mark.slow
 def test_a_flow_that_has_changed_its_solver_goes_on_with_the_new_one():
     """Three layers with three learned modes have more outliers than the first rank deflates."""

@@ -31,6 +31,7 @@ def checkpoint(run: Run) -> dict[str, np.ndarray]:
         "choices": run.choices,
         "solver": run.flow.solver.label,
         "rank": getattr(run.flow.solver, "rank", None),
+        "apart": run.flow.controller.apart,
         "policy": dataclasses.asdict(run.policy),
     }
     arrays = {"facts": np.array(json.dumps(facts)), "ts": run.log.times()}
@@ -51,7 +52,8 @@ def resume(run: Run, saved: Mapping[str, np.ndarray]) -> bool:
     if facts["flow"] != _digest(run) or solver.label != facts["solver"]:
         return False
     policy = Policy(**facts["policy"])
-    flow = dataclasses.replace(run.flow, solver=solver, asks_from=np.asarray(policy.asks_from))
+    controller = dataclasses.replace(run.flow.controller, apart=facts["apart"])
+    flow = dataclasses.replace(run.flow, solver=solver, controller=controller, asks_from=np.asarray(policy.asks_from))
     leaves, structure = jax.tree.flatten(_state_like(flow, run))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
     for place, name in enumerate(f"state_{i}" for i in range(len(places))):
