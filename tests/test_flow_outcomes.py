@@ -41,6 +41,19 @@ def test_a_blow_up_is_a_result(solver):
         assert traj["loss"][-1] < -1e8 and np.all(np.diff(traj["loss"]) < 0)
 
 
+def test_a_plateau_longer_than_the_digits_of_t_is_left():
+    """Four equal weights from 1e-8 under ½ (Π wᵢ − 3)²: w' = 3w³ until 1e16/6, then all is over in a time of one."""
+    problem = td.Problem(lambda p, data: 0.5 * (jnp.prod(p) - 3.0) ** 2)
+    half = {"half": ("loss", 9 / 8)}
+    traj = td.gradient_flow(problem, jnp.full(4, 1e-8), 1e16, crossings=half)
+    assert traj.status == "done" and traj.stats["loss1"] < 1e-12
+    np.testing.assert_allclose(traj.crossings["half"], [1e16 / 6], rtol=1e-7)
+    assert np.all(np.diff(traj.ts) > 0)
+    # What never ends is still a blow-up, at any time of it.
+    later = td.gradient_flow(td.Problem(lambda p, data: -jnp.prod(p)), jnp.full(4, 1e-8), 1e17)
+    assert later.status == "blew up" and later.stats["t1"] == pytest.approx(1e16 / 2, rel=1e-5)
+
+
 def test_a_gradient_that_becomes_nan_is_a_failure_with_a_place():
     """x = t runs into a region without a loss at x = 1."""
     traj = td.gradient_flow(scalar_flows(DRIFT, BOWL, wall=1.0), at(0.1, 1.0), 10.0)

@@ -1,5 +1,6 @@
 """`crossing_times`: stated errors are put to the test, and what rounding decides is told."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -182,3 +183,36 @@ def test_what_the_flow_keeps_equal_is_disturbed_alike():
     crossings = {"first": ("loss", 1.0), "late": ("loss", 0.5 + 1e-9)}
     kept = td.crossing_times(td.Problem(equal_neurons, target), start, crossings, 400.0)
     assert all(0 < time.error < 1e-3 * time.value for time in kept.values())
+
+
+def over_an_offset(params, data):
+    """½ (ab − s)² + 1: the loss has few digits left where the mode is learned."""
+    return 0.5 * (params["a"] * params["b"] - data) ** 2 + 1.0
+
+
+@pytest.mark.parametrize("s", [1e-2, 1e-5, 1e-6])
+def test_the_rounding_of_the_loss_is_a_part_of_the_error(s):
+    """At s = 1e-6 the last digit of the loss is worth hundreds of units of time."""
+    strength, level = 1e-6 * s, 1 + 0.125 * s * s
+    start = {"a": jnp.sqrt(strength), "b": jnp.sqrt(strength)}
+    found = td.crossing_times(td.Problem(over_an_offset, jnp.array(s)), start, {"x": ("loss", level)}, 40 / s)["x"]
+    mode = s - np.sqrt(2 * (level - 1))  # of the level as it is represented
+    exact = (np.log(mode / (s - mode)) - np.log(strength / (s - strength))) / (2 * s)
+    assert abs(found.value - exact) <= found.error < 1e-2 * exact
+
+
+def test_times_that_mean_nothing_have_infinite_errors():
+    """A gradient of half the size, and steps that are used up."""
+
+    @jax.custom_vjp
+    def half(p):
+        return 0.5 * jnp.sum(p**2)
+
+    half.defvjp(lambda p: (half(p), p), lambda p, g: (0.5 * g * p,))
+    start, crossings = jnp.array([1.0, 2.0]), {"low": ("loss", 0.5)}
+    found = td.crossing_times(td.Problem(lambda p, data: half(p)), start, crossings, 3.0, solver="tsit5")["low"]
+    assert found.error == np.inf
+    right = td.Problem(lambda p, data: 0.5 * jnp.sum(p**2))
+    cut = td.crossing_times(right, start, crossings, 3.0, solver="tsit5", max_steps=3)["low"]
+    assert np.isnan(cut.value) and cut.error == np.inf
+    assert td.crossing_times(right, start, crossings, 3.0, solver="tsit5")["low"].error < 1e-5

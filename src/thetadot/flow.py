@@ -95,7 +95,8 @@ def begin_flow(request: Request) -> Ongoing:
 def end_flow(ongoing: Ongoing) -> Trajectory:
     """The second half, after `ongoing.run.drive()`: all that was recorded, and how it ended."""
     run, request, began = ongoing
-    numbers = stats(run) | _watching(run, request) | {"wall_s": time.perf_counter() - began}
+    numbers, wrong = stats(run) | _watching(run, request), disagreement(run)
+    numbers |= {"is_gradient": wrong is None, "wall_s": time.perf_counter() - began}
     status, result = verdict(
         run.outcome,
         numbers["t1"],
@@ -105,7 +106,7 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
         solver=run.flow.solver.label,
         growth=growth(run) if run.outcome == Outcome.UNDERFLOW else Growth.NONE,
         size=float(np.max(np.abs(run.state.y))),
-        wrong=disagreement(run),
+        wrong=wrong,
     )
     return Trajectory(
         ts=run.log.times(),

@@ -52,12 +52,15 @@ def crossing_times(
 
     **Rounding.** An escape may start from less than the rounding of the field: then the computed flow leaves the
     saddle, and the true one later or never, at every tolerance. So the flow is solved once more with each parameter
-    disturbed by ε^0.6 (in float64 some 1e6 roundings) wherever the field is evaluated, and, where that moves a time, by
-    ε^0.94 (some ten). If a time depends on rounding smoothly, few change it by far less than many, and that is a part
-    of the error. If it depends on its logarithm, as an escape from rounding does, they change it by 2 and by 14
-    e-folds: then the error is infinite, and the value a lower bound up to an e-fold or two. Parameters that the flow
-    keeps equal, opposite or zero to the last bit are disturbed alike. The error is infinite too where it exceeds 1e4
-    `rtol` T₁: the tolerance does not control such a time.
+    disturbed by ε^0.6 (in float64 some 1e6 roundings) wherever the field is evaluated, and each level of the loss
+    lowered by as much of itself; and, where that moves a time, once more by ε^0.94 (some ten). If a time depends on
+    rounding smoothly, few change it by far less than many, and that is a part of the error. If it depends on its
+    logarithm, as an escape from rounding does, they change it by 2 and by 14 e-folds: then the error is infinite, and
+    the value a lower bound up to an e-fold or two. Parameters that the flow keeps equal, opposite or zero to the last
+    bit are disturbed alike.
+
+    The error is infinite too where it exceeds 1e4 `rtol` T₁, since the tolerance does not control such a time; where
+    the gradient is not that of the loss; and of a NaN where the flow used up its steps.
 
     Args:
         problem: the loss and its data.
@@ -107,7 +110,7 @@ def rounded(request: Request, rung: Rung, trajs: Sequence[Trajectory]) -> Reques
         return request
     size = float(np.finfo(request.y0.dtype).eps) ** rung.rounding
     end = request.flow.layout.ravel(jax.tree.map(np.asarray, trajs[0].params1))
-    return request.disturbed(disturbed(request.y0, end, size))
+    return request.disturbed(disturbed(request.y0, end, size), size)
 
 
 def wanted(trajs: Sequence[Trajectory]) -> tuple[int, ...] | None:
@@ -123,8 +126,14 @@ def wanted(trajs: Sequence[Trajectory]) -> tuple[int, ...] | None:
 
 def first_times(trajs: Sequence[Trajectory]) -> dict[str, Measured]:
     """First crossing times of one flow solved at the rungs of `LADDER`; of the first rung alone, without errors."""
-    rtol = trajs[0].provenance["rtol"]
-    return {name: _settle(times, rtol) for name, times in _times(trajs).items()}
+    first = trajs[0]
+    told = {name: _settle(times, first.provenance["rtol"]) for name, times in _times(trajs).items()}
+    return {name: Measured(time.value, np.inf) if _means_nothing(first, time) else time for name, time in told.items()}
+
+
+def _means_nothing(traj: Trajectory, time: Measured) -> bool:
+    """Whether a time, or that there is none, says nothing about the flow."""
+    return not traj.stats["is_gradient"] or bool(np.isnan(time.value) and traj.status == "step limit")
 
 
 def decided_by_rounding(trajs: Sequence[Trajectory]) -> list[str]:

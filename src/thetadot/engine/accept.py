@@ -12,7 +12,7 @@ from .state import Flow, State
 
 _SMALLEST_STEP = 4  # in units of the machine epsilon of t
 _CRAWL = 4096  # a step below this, in the same units, is suspicious: at a kink it is all that passes
-_LONGEST_CRAWL = 1000  # such steps in a row before the flow counts as stuck
+_LONGEST_CRAWL = 1000  # such steps in a row before the flow counts as stuck; the smallest count tenfold
 STEPS_AT_REST = 30
 """Consecutive steps that move nothing but rounding, before the flow counts as converged."""
 
@@ -31,31 +31,34 @@ def is_sound(before: State, after: State, inside: Float[Array, " K"]) -> Bool[Ar
     return finite & (still | (highest <= before.loss + 100 * eps * scale))
 
 
-def retried(flow: Flow, state: State, t_end: Array, t_next: Array, keep: Array) -> State:
-    """After a step to `t_end` that the controller refused, or that the solver itself gave up although `keep` holds."""
+def retried(flow: Flow, state: State, h: Array, wanted: Array, keep: Array) -> State:
+    """After a step h that the controller refused, or that the solver itself gave up although `keep` holds."""
     xp = namespace(state.t)
-    half = xp.minimum(t_next, (state.t + t_end) / 2)
-    return _rejected(state, half if flow.solver.halves else xp.where(keep, half, t_next))
+    half = xp.minimum(wanted, h / 2)
+    return _rejected(state, half if flow.solver.halves else xp.where(keep, half, wanted))
 
 
-def unless_sound(sound: Bool[Array, ""], state: State, moved: State, t_end: Array) -> State:
+def unless_sound(sound: Bool[Array, ""], state: State, moved: State, h: Array) -> State:
     """The state after a step that passed its controller: a quarter of the step next, if it is not sound."""
-    return choose(sound, moved, _rejected(state, (3 * state.t + t_end) / 4))
+    return choose(sound, moved, _rejected(state, h / 4))
 
 
-def _rejected(state: State, t_next: Array) -> State:
-    return state._replace(t_next=t_next, num_rejected=state.num_rejected + 1)
+def _rejected(state: State, step: Array) -> State:
+    return state._replace(step=step, num_rejected=state.num_rejected + 1)
 
 
 def crawling(state: State) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     """Attempts in a row that were hardly longer than the resolution of t; and whether the flow is stuck.
 
-    A step of a few units in the last place of t is no step: it would be tried again and again.
+    A plateau of length 1e16 ends within a time of order one, in some dozens of steps below a unit in the last place of
+    t. At a wall or a blow-up such steps go on and on.
     """
     xp = namespace(state.t)
-    ulp = float(xp.finfo(state.t.dtype).eps) * xp.abs(state.t)
-    count = xp.where(state.t_next > state.t + _CRAWL * ulp, 0, state.crawling + 1)
-    return count, ~(state.t_next > state.t + _SMALLEST_STEP * ulp) | (count > _LONGEST_CRAWL)
+    eps = float(xp.finfo(state.t.dtype).eps)
+    ulp = eps * xp.abs(state.t)
+    slow = xp.where(state.step > _SMALLEST_STEP * ulp, 1, 10)
+    count = xp.where(state.step > _CRAWL * ulp, 0, state.crawling + slow)
+    return count, ~(state.step > eps * ulp) | (count > _LONGEST_CRAWL)
 
 
 def resting(state: State, y: Float[Array, " P"], grad: Float[Array, " P"]) -> Int[Array, ""]:

@@ -40,7 +40,8 @@ def first_state(flow: Flow, field: Field, y: Float[Array, " P"], t1: Array) -> t
     invariants0 = field.invariants(y)
     state = State(
         t=t0,
-        t_next=t_next,
+        t_rest=t0,
+        step=t_next,
         y=y,
         loss=loss,
         grad=grad,
@@ -83,7 +84,7 @@ def several_steps(flow: Flow, field: Field, state: State, t1: Array, max_steps: 
 
 def restarted(flow: Flow, field: Field, state: State) -> State:
     """The same point of the flow with a fresh state of its solver."""
-    return state._replace(solver_state=flow.solver.init(TERM, state.t, state.t_next, state.y, field))
+    return state._replace(solver_state=flow.solver.init(TERM, 0 * state.t, state.step, state.y, field))
 
 
 def on_host(flow: Flow, field: HostField, state: State, t1: Array, max_steps: int) -> Chunk:

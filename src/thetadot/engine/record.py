@@ -82,12 +82,17 @@ def in_any_lane(flow: Flow, wanted: Bool[Array, ""]) -> Bool[Array, ""]:
     return wanted if flow.lanes is None else jax.lax.pmax(wanted.astype(int), flow.lanes) > 0
 
 
-def record(flow: Flow, field: Field, state: State, rows: Rows, t0, t1, at: Callable, dissipated: Callable, sound):
-    """Appends the end of the step, or the save times it passed; nothing if the step is not sound."""
+def record(
+    flow: Flow, field: Field, before: State, state: State, rows: Rows, h, at: Callable, dissipated: Callable, sound
+) -> tuple[State, Rows]:
+    """Appends the end of a step h, or the save times it passed; nothing if the step is not sound.
+
+    A step below the resolution of t has no row: the next one that has a time of its own has.
+    """
     xp = namespace(state.t)
     if flow.grid is None:
         row = observe(flow, field, state.y, state.loss, state.grad, state.dissipation)
-        return state, _append(rows, state.t, row, sound)
+        return state, _append(rows, state.t, row, sound & (state.t > before.t))
     # Ends with a time that is never reached: without it XLA computes the row of a single one in every step.
     grid = xp.asarray(flow.grid)
 
@@ -97,7 +102,7 @@ def record(flow: Flow, field: Field, state: State, rows: Rows, t0, t1, at: Calla
 
     def save(carry):
         saved, rows = carry
-        x = xp.asarray((grid[saved] - t0) / (t1 - t0), state.loss.dtype)
+        x = xp.asarray(((grid[saved] - before.t) - before.t_rest) / h, state.loss.dtype)
         y, loss, grad = at(x)
         return saved + 1, _append(rows, grid[saved], observe(flow, field, y, loss, grad, dissipated(x)), sound)
 
@@ -105,8 +110,8 @@ def record(flow: Flow, field: Field, state: State, rows: Rows, t0, t1, at: Calla
     return state._replace(saved=saved), rows
 
 
-def record_crossings(flow: Flow, rows: Rows, t0, t1, xs: Float[Array, " R"], which, jumps) -> Rows:
-    """Appends the crossings of a step, earliest first, if there are any: where in it, of which observable, how."""
+def record_crossings(flow: Flow, rows: Rows, before: State, h, xs: Float[Array, " R"], which, jumps) -> Rows:
+    """Appends the crossings of a step h, earliest first, if there are any: where in it, of which observable, how."""
     if xs.size == 0:
         return rows
     xp = namespace(xs)
@@ -115,14 +120,14 @@ def record_crossings(flow: Flow, rows: Rows, t0, t1, xs: Float[Array, " R"], whi
         order = xp.argsort(xs)
         # Slots beyond the end are dropped: those of the crossings that did not happen.
         slots = xp.where(xp.isfinite(xs[order]), rows.num_crossings + xp.arange(xs.size), rows.crossing.size)
-        ts = t0 + xp.asarray(xs[order], t0.dtype) * (t1 - t0)
+        ts = before.after(xp.asarray(xs[order], h.dtype) * h)
         crossing, crossing_ts = put(rows.crossing, slots, which[order]), put(rows.crossing_ts, slots, ts)
         crossing_jumps = put(rows.crossing_jumps, slots, jumps[order])
         return crossing, crossing_ts, crossing_jumps, rows.num_crossings + xp.sum(xp.isfinite(xs))
 
     crossed = in_any_lane(flow, xp.any(xp.isfinite(xs)))
-    before = rows.crossing, rows.crossing_ts, rows.crossing_jumps, rows.num_crossings
-    now = cond(crossed, append, lambda: before)
+    so_far = rows.crossing, rows.crossing_ts, rows.crossing_jumps, rows.num_crossings
+    now = cond(crossed, append, lambda: so_far)
     return rows._replace(crossing=now[0], crossing_ts=now[1], crossing_jumps=now[2], num_crossings=now[3])
 
 

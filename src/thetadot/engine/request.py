@@ -70,9 +70,13 @@ class Request:
         """The start as a vector."""
         return self._y0  # pyright: ignore[reportAttributeAccessIssue]
 
-    def disturbed(self, stretch: np.ndarray) -> "Request":
-        """The same flow with the field evaluated at `stretch` ∘ θ, as if it were rounded so."""
-        return replace(self, stretch=stretch)
+    def disturbed(self, stretch: np.ndarray, size: float) -> "Request":
+        """The same flow with the field evaluated at `stretch` ∘ θ, and the loss `size` of a level below it."""
+
+        def lowered(watched, level, *direction):
+            return (watched, level - size * abs(level) if watched == "loss" else level, *direction)
+
+        return replace(self, stretch=stretch, crossings={name: lowered(*of) for name, of in self.crossings.items()})
 
     def settings(self) -> dict[str, Any]:
         """What goes on record."""

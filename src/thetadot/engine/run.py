@@ -136,7 +136,7 @@ class Run:
             beyond = spectrum[rank] if rank < spectrum.size else 0.0
             self._use(larger, f"{held}, and there is no more than {beyond:.1g} beyond {rank} directions")
             self.state = self.state._replace(solver_state=solver_state)
-        elif is_worth_a_race(float(self.t1) - float(self.state.t), float(self.state.t_next - self.state.t)):
+        elif is_worth_a_race(float(self.t1) - float(self.state.t), float(self.state.step)):
             self._race(held)
         else:
             self._follow(self.policy.refused(self.num_steps))

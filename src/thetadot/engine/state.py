@@ -45,7 +45,8 @@ class State(NamedTuple):
     """A flow between two steps."""
 
     t: Float[Array, ""]
-    t_next: Float[Array, ""]  # where the controller wants the next step to end
+    t_rest: Float[Array, ""]  # of the time, beyond the digits of t
+    step: Float[Array, ""]  # length of the next one, as the controller wants it
     y: Float[Array, " P"]  # the parameters
     loss: Float[Array, ""]
     grad: Float[Array, " P"]
@@ -64,6 +65,10 @@ class State(NamedTuple):
     num_gradients: Int[Array, ""]  # as far as the solver counts them
     num_products: Int[Array, ""]  # Hessian–vector products
     outcome: Int[Array, ""]
+
+    def after(self, time: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The time on the clock of the flow, so long after this state."""
+        return self.t + (self.t_rest + time)
 
     @property
     def num_steps(self) -> Int[Array, ""]:

@@ -27,9 +27,9 @@ _GRADIENTS_INSIDE = 3  # of an accepted step: at the two inner points and at its
 
 
 class _Step(NamedTuple):
-    t0: Array
-    t1: Array
-    t_next: Array
+    h: Array
+    reached: Array  # whether it ends at t1
+    wanted: Array  # length of the next
     y1: Array
     dense_info: Any
     solver_state: Any
@@ -37,27 +37,28 @@ class _Step(NamedTuple):
 
 
 def attempt(flow: Flow, field: Field, state: State, rows: Rows, t1: Array) -> tuple[State, Rows]:
-    """One attempted step."""
-    xp = namespace(state.t)
-    t_end = xp.minimum(state.t_next, t1)
+    """One attempted step. The field does not depend on t, so the solver's clock begins with it."""
+    xp, zero = namespace(state.t), 0 * state.t
+    left = (t1 - state.t) - state.t_rest
+    h = xp.minimum(state.step, left)
     y1, error, dense_info, solver_state, result = flow.solver.step(
-        TERM, state.t, t_end, state.y, field, state.solver_state, xp.asarray(False)
+        TERM, zero, h, state.y, field, state.solver_state, xp.asarray(False)
     )
     order = error_order(flow)
     # A parameter without a gradient that has never moved says nothing about the rounding of the others.
     bystander = (state.grad == 0) & (y1 == flow.start)
     before, after = xp.where(bystander, 0, state.y), xp.where(bystander, 0, y1)
-    keep, _, t_next, _, controller_state, _ = flow.controller.adapt_step_size(
-        state.t, t_end, before, after, field, error, order, state.controller_state
+    keep, start, t_next, _, controller_state, _ = flow.controller.adapt_step_size(
+        zero, h, before, after, field, error, order, state.controller_state
     )
     gradients, products = flow.solver.cost(solver_state) or (0, 0)
     state = state._replace(num_gradients=state.num_gradients + gradients, num_products=state.num_products + products)
-    step = _Step(state.t, t_end, t_next, y1, dense_info, solver_state, controller_state)
+    step = _Step(h, h >= left, t_next - start, y1, dense_info, solver_state, controller_state)
     succeeded = True if result is dfx.RESULTS.successful else result == dfx.RESULTS.successful
     state, rows = cond(
         keep & succeeded,
         lambda: _accept(flow, field, state, rows, step, t1),
-        lambda: (retried(flow, state, t_end, t_next, keep), rows),
+        lambda: (retried(flow, state, h, step.wanted, keep), rows),
     )
     count, stuck = crawling(state)
     outcome = xp.where(stuck & (state.outcome == int(Outcome.RUNNING)), int(Outcome.UNDERFLOW), state.outcome)
@@ -74,7 +75,7 @@ def error_order(flow: Flow) -> float:
 def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1: Array) -> tuple[State, Rows]:
     """Looks inside the step, then moves the state to its end, or to the crossing that stops the flow."""
     xp = namespace(state.t)
-    path = flow.solver.path(step.t0, step.t1, step.dense_info)
+    path = flow.solver.path(0 * step.h, step.h, step.dense_info)
     shares = xp.asarray(LOBATTO[1:], state.loss.dtype)
 
     def at(x):
@@ -85,8 +86,7 @@ def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1:
     losses, grads = field.values_and_grads(points)
     speeds = xp.concatenate([xp.vdot(state.grad, state.grad)[None], side_by_side(lambda g: xp.vdot(g, g))(grads)])
 
-    h = xp.asarray(step.t1 - step.t0, speeds.dtype)
-    cubic = h * (xp.asarray(_ANTIDERIVATIVE, speeds.dtype) @ speeds)
+    cubic = xp.asarray(step.h, speeds.dtype) * (xp.asarray(_ANTIDERIVATIVE, speeds.dtype) @ speeds)
 
     def dissipated(x):  # at one x, or at several
         powers = x[..., None] ** xp.arange(1, 5, dtype=x.dtype).reshape(*[1] * x.ndim, 4)
@@ -108,17 +108,18 @@ def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1:
         first = xp.min(xp.where(crossings.which == flow.stop, crossings.xs, xp.inf))
         stopped, x_end = xp.isfinite(first), xp.minimum(first, x_end)
         crossings = crossings.until(x_end)
-    t_end = xp.where(stopped, step.t0 + xp.asarray(x_end, step.t0.dtype) * (step.t1 - step.t0), step.t1)
+    t, t_rest = _clock(state, step, xp.asarray(x_end, step.h.dtype), stopped, t1)
     y, loss, grad = step.y1, losses[2], grads[2]
     if flow.stop is not None:
         y, loss, grad = cond(stopped, lambda: at(x_end), lambda: (step.y1, losses[2], grads[2]))
 
     count = resting(state, y, grad)
     outcome = xp.where(count >= STEPS_AT_REST, int(Outcome.RESTED), int(Outcome.RUNNING))
-    outcome = xp.where(t_end >= t1, int(Outcome.REACHED), outcome)
+    outcome = xp.where(t >= t1, int(Outcome.REACHED), outcome)
     moved = state._replace(
-        t=t_end,
-        t_next=step.t_next,
+        t=t,
+        t_rest=t_rest,
+        step=step.wanted,
         y=y,
         loss=loss,
         grad=grad,
@@ -127,17 +128,27 @@ def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1:
         solver_state=step.solver_state,
         controller_state=step.controller_state,
         drift=_drift(field, state, y),
-        unwatched=xp.maximum(state.unwatched, xp.asarray(crossings.unwatched, step.t0.dtype) * (step.t1 - step.t0)),
+        unwatched=xp.maximum(state.unwatched, xp.asarray(crossings.unwatched, step.h.dtype) * step.h),
         resting=count,
         num_accepted=state.num_accepted + 1,
         num_gradients=state.num_gradients + _GRADIENTS_INSIDE,
         outcome=xp.where(stopped, int(Outcome.STOPPED), outcome),
     )
     sound = is_sound(state, moved, losses[:2])
-    moved, rows = record(flow, field, moved, rows, step.t0, step.t1, at, dissipated, sound)
+    moved, rows = record(flow, field, state, moved, rows, step.h, at, dissipated, sound)
     xs = xp.where(sound, crossings.xs, xp.inf)
-    rows = record_crossings(flow, rows, step.t0, step.t1, xs, crossings.which, crossings.jumps)
-    return unless_sound(sound, state, moved, step.t1), rows
+    rows = record_crossings(flow, rows, state, step.h, xs, crossings.which, crossings.jumps)
+    return unless_sound(sound, state, moved, step.h), rows
+
+
+def _clock(state: State, step: _Step, x_end: Array, stopped: Array, t1: Array) -> tuple[Array, Array]:
+    """The time at the end of a step, in two numbers: an exact sum (Knuth's), rounded to the first one."""
+    xp = namespace(state.t)
+    t = state.t + step.h
+    lost = (state.t - (t - (t - state.t))) + (step.h - (t - state.t)) + state.t_rest
+    rounded = t + lost
+    at_end, rest = xp.where(step.reached, t1, rounded), xp.where(step.reached, 0, lost - (rounded - t))
+    return xp.where(stopped, state.after(x_end * step.h), at_end), xp.where(stopped, 0, rest)
 
 
 def _drift(field: Field, state: State, y: Float[Array, " P"]) -> tuple[Float[Array, ""], ...]:
@@ -159,7 +170,7 @@ def is_strained(flow: Flow, state: State, t1: Array) -> Bool[Array, ""]:
     if not flow.may_switch:
         return namespace(state.t).asarray(False)
     asked = state.num_steps >= flow.asks_from
-    far = ~few_steps_left(t1 - state.t, state.t_next - state.t)
+    far = ~few_steps_left(t1 - state.t, state.step)
     return (asked & far & flow.solver.strained(state.solver_state)) | drowns(flow, state, state.y != flow.start)
 
 
