@@ -33,7 +33,8 @@ class Trajectory(eqx.Module):
         result: the same as a sentence that says what happened and what to try.
         stats: numbers of the solve: steps, gradients, the solver and its wall time, `conservation` (drift of each
             invariant) and `energy_error`, |L(0) − L(t₁) − ∫‖∇L‖²| over the drop of the loss. The integral takes four
-            points a step: where one step spans many relaxation times it is the coarser of the two. For each crossing
+            points a step: where one step spans many relaxation times it is the coarser of the two. `is_gradient` is
+            False where both this and differences of the loss say that the gradient is not its. For each crossing
             `unwatched`, the longest time between two looks at its observable, and `jumps`, those of its times at which
             the observable jumps.
         provenance: settings, versions, commit, platform.
