@@ -5,6 +5,9 @@ import sys
 
 import jax
 
+VECTORS = 10
+"""Vectors of the size of the parameters that a solver holds at once, at least."""
+
 
 def total() -> int:
     """Bytes of memory where JAX keeps arrays: of the accelerator if there is one, or of the machine."""

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..memory import check_memory
+from ..memory import VECTORS, check_memory
 from ..problem import Observable, Problem, check_functions, check_start, is_number, largest_array
 from ..solvers import DisplacementController, choose_solver
 from .layout import Layout
@@ -23,7 +23,6 @@ STANDING = ("loss", "grad_norm", "dissipation")
 _UNSAVABLE = ("", ".", "..", "zarr.json")
 _DIRECTIONS = {"up": 1, "down": -1}
 _CHUNK_BYTES = 2**26  # of rows held on the device between two visits to the host
-_VECTORS = 10  # of the size of the parameters, at least, in a solver
 _SMALL = 1024  # numbers in an array that a kernel goes through in a microsecond
 _LIGHT = 2**17  # in one that code without optimization goes through in tenths of a millisecond
 _SWITCH_ON = "call `jax.config.update('jax_enable_x64', True)` before making arrays"
@@ -101,7 +100,7 @@ class Request:
         capacity = len(grid) if grid is not None else int(np.clip(_CHUNK_BYTES // bytes_per_row, 16, 4096))
         size = sum(leaf.size for leaf in jax.tree.leaves(start))
         check_memory(
-            _VECTORS * size * dtype.itemsize + capacity * bytes_per_row,
+            VECTORS * size * dtype.itemsize + capacity * bytes_per_row,
             f"a flow of {size:.3g} parameters with {capacity} rows of {bytes_per_row:.3g} bytes each",
             "give fewer `ts`, smaller `observables`, or fewer parameters",
         )

@@ -56,9 +56,9 @@ class Run:
         flow = self.flow
         with one_lapack_thread(), needs_forward_mode():
             self.state, row0 = self.tiers.start(flow, self.params0, self.t1)
-        y, moves = self.params0, np.asarray(self.state.grad) != 0
-        self.flow = dataclasses.replace(flow, smallest=_smallest(y, np.asarray(self.state.grad)))
-        if flow.may_switch and drowns(self.flow, self.state, moves):
+        grad = np.asarray(self.state.grad)
+        self.flow = dataclasses.replace(flow, smallest=_smallest(self.params0, grad))
+        if flow.may_switch and drowns(self.flow, self.state, grad != 0):
             self._keep_small()
         self.log = Log({name: np.asarray(x) for name, x in row0.items()}, len(flow.crossing_names))
         if flow.grid is None or float(flow.grid[0]) == 0:

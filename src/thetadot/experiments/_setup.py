@@ -11,13 +11,12 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from thetadot.memory import check_memory
+from thetadot.memory import VECTORS, check_memory
 from thetadot.problem import Problem
 
 # Larger arrays (in numbers) are not recorded at every step: a run keeps hundreds to thousands of steps.
 RECORD_LIMIT = 30_000
 _BYTES = 8  # of a number
-_VECTORS = 10  # of the size of the parameters, at least, in a solver
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def check_numbers(parameters: int, data: int = 0) -> None:
     A solver holds the parameters in some ten vectors at once; data are held once.
     """
     check_memory(
-        _BYTES * (_VECTORS * parameters + data),
+        _BYTES * (VECTORS * parameters + data),
         f"an experiment with {parameters:.3g} parameters and {data:.3g} numbers of data",
         "choose smaller sizes",
     )
