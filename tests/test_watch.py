@@ -135,11 +135,13 @@ def test_a_compiled_loop_and_lanes_tell_the_same():
 
 
 def test_stop_ends_a_flow_where_the_level_is_first_reached():
-    options = {"observables": OBSERVABLES, "crossings": WATCHED}
-    traj = td.gradient_flow(td.Problem(two_decays), START, 5.0, stop="no count", **options)
+    stop_at = lambda name: td.gradient_flow(  # noqa: E731
+        td.Problem(two_decays), START, 5.0, stop=name, observables=OBSERVABLES, crossings=WATCHED
+    )
+    traj = stop_at("no count")
     assert traj.status == "stopped" and traj.stats["t1"] == pytest.approx(np.log(2), rel=1e-13)
     assert traj["count"][-1] == 0 and traj.crossings["clipped"] == []
-    traj = td.gradient_flow(td.Problem(two_decays), START, 5.0, stop="clipped", **options)
+    traj = stop_at("clipped")
     assert traj.stats["t1"] == pytest.approx(np.log(4), rel=1e-13) and traj["clipped"][-1] == 0.5
 
 
