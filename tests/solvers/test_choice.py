@@ -49,10 +49,7 @@ def test_krylov_takes_over_where_no_rank_pays():
     crossings = {"last": ("loss", 0.4)}
     auto = td.gradient_flow(problem, params0, 2000.0, crossings=crossings, rtol=1e-3, max_steps=5000)
     assert auto.status == "done" and auto.stats["solver"] == "KrylovExponential"
-    assert [choice.split(": ")[1].split("(")[0] for choice in auto.stats["choices"]] == [
-        "DeflatedExponential",
-        "KrylovExponential, since |λ_9| = 6.3 of the Hessian held its steps and no larger rank pays",
-    ]
+    assert "KrylovExponential, since |λ_9| = 6.3 of the Hessian held its steps, and" in auto.stats["choices"][1]
     alone = td.gradient_flow(problem, params0, 2000.0, crossings=crossings, rtol=1e-5, solver="krylov")
     np.testing.assert_allclose(auto.crossings["last"], alone.crossings["last"], rtol=1e-3)
 
@@ -70,14 +67,45 @@ def valley():
 
 
 @pytest.mark.slow
-def test_the_loser_of_a_race_hands_back_and_is_asked_ever_more_rarely(monkeypatch):
+def test_who_loses_races_is_asked_ever_more_rarely(monkeypatch):
     """With a bar that no method clears the flow goes on deflated, and ends at the same place."""
     problem, params0 = valley()
     auto = td.gradient_flow(problem, params0, 200.0, rtol=1e-3)
-    assert auto.stats["solver"] == "KrylovExponential" and auto.stats["num_steps"] < 1000
+    assert auto.stats["solver"] == "StabilizedRungeKutta" and auto.stats["num_steps"] < 1000
     monkeypatch.setattr("thetadot.engine.run._GAIN", np.inf)
     traj = td.gradient_flow(problem, params0, 200.0, rtol=1e-3)
     assert traj.stats["solver"] == "DeflatedExponential(rank=8)"
-    trials = sum("on trial" in choice for choice in traj.stats["choices"])
-    assert traj.stats["num_steps"] > 5000 and 2 <= trials <= 4  # ever more rarely, up to one in 4000
+    races = sum("equal work" in choice for choice in traj.stats["choices"])
+    assert traj.stats["num_steps"] > 5000 and 2 <= races <= 4
     assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b, atol=0.1), traj.params1, auto.params1))
+
+
+def modular_loss(params, data):
+    """Quadratic neurons that see a and b, and are asked for a + b modulo p (arXiv:2506.06489, section 5)."""
+    first, second, out = params
+    return 0.5 * jnp.mean(
+        jnp.sum((jnp.square(data["a"] @ first + data["b"] @ second) @ out - data["sum"]) ** 2, axis=1)
+    )
+
+
+@pytest.mark.slow
+def test_races_are_run_again_as_the_flow_changes():
+    """Addition of 7 residues, whose modes have energies 100/7, 25/7 and 25/28: three methods are the best in turn."""
+    residues = np.arange(7)
+    template = sum(2 / 7 * size * np.cos(2 * np.pi * k * residues / 7) for k, size in ((1, 10.0), (2, 5.0), (3, 2.5)))
+    words = np.stack([np.roll(template, a) for a in residues])
+    a, b = (x.ravel() for x in np.meshgrid(residues, residues))
+    data = {"a": words[a], "b": words[b], "sum": words[(a + b) % 7]}
+    rng = np.random.default_rng(0)
+    start = tuple(1e-2 / 7**0.5 * rng.standard_normal(shape) for shape in ((7, 18), (7, 18)))
+    start = *start, 1e-2 / 18**0.5 * rng.standard_normal((18, 7))
+    crossings = {"second": ("loss", 2.5), "third": ("loss", 0.5)}
+    traj = td.gradient_flow(td.Problem(modular_loss, data), start, 200.0, crossings=crossings)
+    alone = td.gradient_flow(td.Problem(modular_loss, data), start, 200.0, crossings=crossings, solver="stabilized")
+    for name, times in alone.crossings.items():
+        np.testing.assert_allclose(traj.crossings[name], times, rtol=1e-4)
+    plateaus = [stage.loss for stage in td.find_stages(traj) if stage.kind == "plateau"]
+    for energy in (125 / 28, 25 / 28):
+        assert np.min(np.abs(np.array(plateaus) / energy - 1)) < 1e-3
+    assert sum("equal work" in choice for choice in traj.stats["choices"]) >= 3
+    assert traj.stats["num_gradients"] + 2 * traj.stats["num_products"] < 550_000

@@ -15,7 +15,14 @@ import jax
 import numpy as np
 
 from ..provenance import provenance
-from ..solvers import AbstractFlowSolver, DeflatedExponential, KrylovExponential, Policy, explicit_solver
+from ..solvers import (
+    AbstractFlowSolver,
+    DeflatedExponential,
+    KrylovExponential,
+    Policy,
+    StabilizedRungeKutta,
+    explicit_solver,
+)
 from .field import traced
 from .loop import first_state
 from .run import Run
@@ -86,8 +93,8 @@ def _solver_again(run: Run, facts: Mapping[str, Any]) -> AbstractFlowSolver:
         return run.flow.solver
     if facts["rank"] is not None:
         return DeflatedExponential(facts["rank"])
-    explicit = explicit_solver(run.flow.controller.rtol)
-    return explicit if facts["solver"] == explicit.label else KrylovExponential()
+    others = explicit_solver(run.flow.controller.rtol), KrylovExponential(), StabilizedRungeKutta()
+    return next((solver for solver in others if solver.label == facts["solver"]), run.flow.solver)
 
 
 def _digest(run: Run) -> str:

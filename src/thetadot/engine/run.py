@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import PyTree
@@ -12,11 +12,11 @@ from ..progress import Report
 from ..solvers import (
     AbstractFlowSolver,
     DeflatedExponential,
-    KrylovExponential,
     Policy,
     better_rank,
     explicit_solver,
     is_worth_a_race,
+    runners,
 )
 from .lapack import one_lapack_thread
 from .log import Log
@@ -28,8 +28,8 @@ from .tiers import Tiers
 
 _CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
 _SHORT_CHUNK = 32  # where the flow may be left at any time
-_TRIAL_STEPS = 32  # for each method in a race
-_GAIN = 2.0  # of the other method, that makes it the better one
+_TRIAL_STEPS = 16  # of each method in a race, twice
+_GAIN = 2.0  # in distance for equal work, from which the flow changes to another method
 
 
 class Run:
@@ -125,21 +125,20 @@ class Run:
         if drowns(self.flow, self.state, self.state.y != self.params0):
             self._keep_small()
             return
-        assert isinstance(solver, DeflatedExponential)  # no other solver is ever strained
-        spectrum = self.tiers.spectrum(self.flow, self.state)
-        rank = better_rank(solver.rank, spectrum, self.state.y.size)
-        held = (
-            f"|λ_{solver.rank + 1}| = {spectrum[min(solver.rank, spectrum.size - 1)]:.2g} of the Hessian held its steps"
-        )
-        if rank != solver.rank:
-            larger, solver_state = solver.widened(self.state.y, self.state.solver_state, rank)
-            beyond = spectrum[rank] if rank < spectrum.size else 0.0
-            self._use(larger, f"{held}, and there is no more than {beyond:.1g} beyond {rank} directions")
-            self.state = self.state._replace(solver_state=solver_state)
-        elif is_worth_a_race(float(self.t1) - float(self.state.t), float(self.state.step)):
-            self._race(held)
-        else:
-            self._follow(self.policy.refused(self.num_steps))
+        spectrum, size = self.tiers.spectrum(self.flow, self.state), self.state.y.size
+        if not isinstance(solver, DeflatedExponential):
+            self._race(runners(spectrum, size))
+            return
+        height = spectrum[min(solver.rank, spectrum.size - 1)]
+        held = f"|λ_{solver.rank + 1}| = {height:.2g} of the Hessian held its steps, and "
+        rank = better_rank(solver.rank, spectrum, size)
+        if rank == solver.rank:
+            self._race(runners(spectrum, size), f"{held}no larger rank pays: ")
+            return
+        larger, solver_state = solver.widened(self.state.y, self.state.solver_state, rank)
+        beyond = spectrum[rank] if rank < spectrum.size else 0.0
+        self._use(larger, f"{held}there is no more than {beyond:.1g} beyond {rank} directions")
+        self.state = self.state._replace(solver_state=solver_state)
 
     def _keep_small(self) -> None:
         """Goes on with a method under which what is far smaller than the rest keeps its digits."""
@@ -149,29 +148,42 @@ class Run:
         self.flow = dataclasses.replace(self.flow, controller=dataclasses.replace(controller, apart=True))
         self.state = self.tiers.restart(self.flow, self.state)
 
-    def _race(self, held: str) -> None:
-        """Goes on for some steps with either method, and then with the one that got farther for its work."""
-        deflated, policy = self.flow.solver, self.policy.refused(self.num_steps)
-        self._follow(policy)
+    def _race(self, methods: Sequence[AbstractFlowSolver], held: str = "") -> None:
+        """Goes on for some steps with each method, and then with the one that gets farthest for its work."""
+        before, policy = self.flow.solver, self.policy
+        self._follow(policy.silent())
         speed = self._speed()
-        self._use(KrylovExponential(), f"{held} and no larger rank pays: on trial")
+        began = int(self.state.work)
+        if not is_worth_a_race(float(self.t1) - float(self.state.t), speed):
+            self._follow(policy.refused(began))
+            return
+        best, gain, others = before, _GAIN, []
+        for method in methods:
+            if type(method) is type(before) or not self.unfinished():
+                continue
+            self._change(method)
+            faster = self._speed() / max(speed, 1e-300)
+            others.append(f"{method.label} {faster:.2g}")
+            if faster >= gain:
+                best, gain = method, faster
+        if self.unfinished() and self.flow.solver != best:
+            self._change(best)
+        price = int(self.state.work) - began
+        told = f"{held}the distances for equal work are {before.label} 1, {', '.join(others)}"
+        self._use(self.flow.solver, told)
+        self._follow((policy if best == before else policy.switched()).refused(int(self.state.work), price))
+
+    def _change(self, solver: AbstractFlowSolver) -> None:
+        self.flow = dataclasses.replace(self.flow, solver=solver)
         self.state = self.tiers.restart(self.flow, self.state)
-        gain = self._speed() / max(speed, 1e-300)
-        if gain < _GAIN and self.unfinished():
-            self._use(deflated, f"KrylovExponential went only {gain:.2g} times as far for its work")
-            self.state = self.tiers.restart(self.flow, self.state)
-            self._follow(policy.refused(self.num_steps))
 
     def _speed(self) -> float:
-        """Time covered in the next few steps per gradient, a product counted as two."""
-
-        def work(state):
-            return int(state.num_gradients) + 2 * int(state.num_products)
-
-        t, before = float(self.state.t), work(self.state)
-        if self.unfinished():
-            self._advance(_TRIAL_STEPS)
-        return (float(self.state.t) - t) / max(work(self.state) - before, 1)
+        """Time covered per gradient in some steps, after as many that settle their length."""
+        for _ in range(2):
+            t, work = float(self.state.t), int(self.state.work)
+            if self.unfinished():
+                self._advance(_TRIAL_STEPS)
+        return (float(self.state.t) - t) / max(int(self.state.work) - work, 1)
 
     def _use(self, solver: AbstractFlowSolver, why: str) -> None:
         self.flow = dataclasses.replace(self.flow, solver=solver)

@@ -32,7 +32,7 @@ class Flow:
     grid: Array | None  # (G,): save times and then infinity, or None for the accepted steps
     start: Array  # (P,): θ(0)
     smallest: Array  # |θᵢ(0)| that has digits
-    asks_from: Array  # steps tried, from which the loop is left when the solver is strained
+    asks_from: Array  # work done, from which the loop is left when the solver is strained
     may_switch: bool = field(metadata=_STATIC)  # whether it is left for that at all
     capacity: int = field(metadata=_STATIC)  # rows a chunk can hold
     weight: int = field(metadata=_STATIC)  # of a call of its field, in calls with small arrays
@@ -74,6 +74,11 @@ class State(NamedTuple):
     def num_steps(self) -> Int[Array, ""]:
         """Steps tried so far."""
         return self.num_accepted + self.num_rejected
+
+    @property
+    def work(self) -> Int[Array, ""]:
+        """Gradients so far; a product with the Hessian counts as two."""
+        return self.num_gradients + 2 * self.num_products
 
 
 class Rows(NamedTuple):

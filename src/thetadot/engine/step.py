@@ -169,7 +169,7 @@ def is_strained(flow: Flow, state: State, t1: Array) -> Bool[Array, ""]:
     """
     if not flow.may_switch:
         return namespace(state.t).asarray(False)
-    asked = state.num_steps >= flow.asks_from
+    asked = state.work >= flow.asks_from
     far = ~few_steps_left(t1 - state.t, state.step)
     return (asked & far & flow.solver.strained(state.solver_state)) | drowns(flow, state, state.y != flow.start)
 

@@ -13,4 +13,5 @@ from .policy import explicit_solver as explicit_solver
 from .policy import few_steps_left as few_steps_left
 from .policy import is_explicit as is_explicit
 from .policy import is_worth_a_race as is_worth_a_race
+from .policy import runners as runners
 from .stabilized import StabilizedRungeKutta as StabilizedRungeKutta

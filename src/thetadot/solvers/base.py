@@ -55,7 +55,7 @@ class AbstractFlowSolver(dfx.AbstractAdaptiveSolver):
 
     @abstractmethod
     def strained(self, state: PyTree) -> Bool[Array, ""]:
-        """Whether curvature that the solver does not treat exactly may limit its steps."""
+        """Whether another method, or a larger space, may go farther for its work."""
 
 
 class Diffrax(AbstractFlowSolver):

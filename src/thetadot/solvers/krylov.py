@@ -215,8 +215,8 @@ class KrylovExponential(AbstractFlowSolver):
         return dense_info["path"]
 
     def strained(self, state):
-        """Never: no direction is left out."""
-        return namespace(state.num_products).asarray(False)
+        """Always: no direction is left out, but another method may need fewer products."""
+        return namespace(state.num_products).asarray(True)
 
 
 def _if_symmetric(field0: Float[Array, " P"], skewed: Array) -> Float[Array, " P"]:

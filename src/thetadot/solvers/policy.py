@@ -30,10 +30,11 @@ _CHEAP_RANK = 24
 _MANY_PARAMETERS = 1000  # from which no rank beyond the cheap one is tried
 _CLIFF = 1e-3  # height of what is left beyond the outliers, relative to the first that is not deflated
 _BLOCK = 0.1  # height that an outlier has at least, likewise
-_PATIENCE = 120  # steps after a refusal before the spectrum is looked at again
-_MOST_PATIENCE = 4000
 _FEW = 50  # steps of the present length: about twice what a look at the spectrum costs
-_FAR = 2000  # from which another method is worth a race
+_FAR = 60_000  # work left, from which other methods are worth a race
+_LOOK = 360  # work of a look at the spectrum, and of what follows from it
+_PATIENCE = 10  # looks, or races, whose work is done before the next one
+_MOST_PATIENCE = 40
 
 
 def choose_solver(solver: str | dfx.AbstractSolver, rtol: Float[Array, ""]) -> AbstractFlowSolver:
@@ -72,27 +73,31 @@ def is_explicit(solver: str | dfx.AbstractSolver) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What "auto" does when the solver's steps are held by curvature that it does not treat exactly.
+    """What "auto" does when another solver may go farther: when it is asked.
 
-    A value: each decision gives the next one. Where no rank and no method pays, nothing is asked again for `patience`
-    steps, and each time for twice as many.
+    A value: each decision gives the next one. A flow changes, and with it the method that suits it, so the question
+    comes back; but the more often nothing came of it, the more rarely, and never for more than a tenth of the work.
 
     Attributes:
-        asks_from: steps tried before the solver is asked whether it is strained.
-        patience: steps to wait after the next refusal.
+        asks_from: work done, in gradients, before the question is asked. A product with the Hessian counts as two.
+        patience: what the next refusal costs, in units of what it took to ask.
     """
 
     asks_from: int = 0
     patience: int = _PATIENCE
 
-    def refused(self, num_steps: int) -> "Policy":
-        """After `num_steps` steps a look at the spectrum changed nothing."""
-        later = min(2 * self.patience, _MOST_PATIENCE)
-        return dataclasses.replace(self, asks_from=num_steps + self.patience, patience=later)
+    def refused(self, work: int, price: int = 0) -> "Policy":
+        """After `work` in all, of which it took `price` to ask, the solver was kept."""
+        asks_from = work + self.patience * max(price, _LOOK)
+        return Policy(asks_from, min(2 * self.patience, _MOST_PATIENCE))
 
     def switched(self) -> "Policy":
         """The solver was exchanged: everything is open again."""
         return Policy()
+
+    def silent(self) -> "Policy":
+        """Nothing is asked, for as long as it takes."""
+        return dataclasses.replace(self, asks_from=np.iinfo(np.int32).max)
 
 
 def few_steps_left(left: Array, step: Array) -> Array:
@@ -100,9 +105,15 @@ def few_steps_left(left: Array, step: Array) -> Array:
     return left <= _FEW * step
 
 
-def is_worth_a_race(left: float, step: float) -> bool:
-    """Whether so much time is left that another method may pay."""
-    return left > _FAR * step
+def is_worth_a_race(left: float, speed: float) -> bool:
+    """Whether so much work is left, at a time covered per gradient of `speed`, that another method may pay."""
+    return left > _FAR * speed
+
+
+def runners(spectrum: np.ndarray, num_params: int) -> tuple[AbstractFlowSolver, ...]:
+    """The methods of a race: a few directions exactly, the whole Jacobian by products, or explicit steps."""
+    rank = better_rank(_RANKS[0], spectrum, num_params)
+    return DeflatedExponential(rank), KrylovExponential(), StabilizedRungeKutta()
 
 
 def better_rank(rank: int, curvatures: np.ndarray, num_params: int) -> int:

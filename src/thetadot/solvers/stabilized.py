@@ -200,8 +200,8 @@ class StabilizedRungeKutta(AbstractFlowSolver):
         return dense_info["path"]
 
     def strained(self, state):
-        """Never: curvature costs stages, and no more."""
-        return namespace(state.age).asarray(False)
+        """Always: curvature costs stages, which another method may save."""
+        return namespace(state.age).asarray(True)
 
 
 def chebyshev_step(
