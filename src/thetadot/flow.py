@@ -55,7 +55,9 @@ def gradient_flow(
         max_steps: steps tried before giving up, so that nothing runs for ever.
 
     Returns:
-        A `Trajectory`. A flow that blows up or fails is a result too: see its `status` and `result`.
+        A `Trajectory`. A flow that blows up or fails is a result too: see its `status` and `result`. "rounding" means
+        that it left a saddle from less than the rounding of the field; the deflated and Krylov solvers measure that
+        (`traj.stats["rounding"]`), which "auto" starts with.
 
     Raises:
         ValueError: an argument makes no sense; the message says which, and what to do.
@@ -107,6 +109,7 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
         growth=growth(run) if run.outcome == Outcome.UNDERFLOW else Growth.NONE,
         size=float(np.max(np.abs(run.state.y))),
         wrong=wrong,
+        rounding=numbers["rounding"],
     )
     return Trajectory(
         ts=run.log.times(),

@@ -29,7 +29,8 @@ class Trajectory(eqx.Module):
         series: name -> array (T, …): `loss`, `grad_norm` = ‖∇L‖₂, `dissipation` = ∫₀ᵗ‖∇L‖², and the observables.
         crossings: name -> times at which the observable passed its level or first reached it, in order.
         params1: the parameters where the flow ended.
-        status: "done", "stopped" (at a crossing), "blew up", "step limit" or "failed"; "diverged" for descent only.
+        status: "done", "stopped" (at a crossing), "rounding" (it decides when the flow leaves a saddle), "blew up",
+            "step limit" or "failed"; "diverged" for descent only.
         result: the same as a sentence that says what happened and what to try.
         stats: numbers of the solve: steps, gradients, the solver and its wall time, `conservation` (drift of each
             invariant) and `energy_error`, |L(0) − L(t₁) − ∫‖∇L‖²| over the drop of the loss. The integral takes four
@@ -37,6 +38,7 @@ class Trajectory(eqx.Module):
             False where both this and differences of the loss say that the gradient is not its. For each crossing
             `unwatched`, the longest time between two looks at its observable, and `jumps`, those of its times at which
             the observable jumps.
+            `rounding` is the largest part of the motion in a growing direction that came from rounding.
         provenance: settings, versions, commit, platform.
     """
 

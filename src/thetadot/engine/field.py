@@ -23,7 +23,7 @@ from ..solvers._vector import Jacobian
 from .layout import Layout
 from .state import Flow
 
-_ROWS = 9  # vectors that one call multiplies with the Hessian, at most: eight directions and the rounding
+_ROWS = 10  # vectors that one call multiplies with the Hessian, at most: eight directions and two for the rounding
 _ROOM = 2**20  # numbers in them
 
 

@@ -18,6 +18,7 @@ from ..compile import Program, program
 from ..compile import compiled as compile_
 from ..problem import Problem
 from ..solvers import curvatures
+from ..solvers._rounding import handed_over
 from ..solvers._vector import linearized
 from .field import TERM, HostField, TracedField, traced
 from .layout import Layout
@@ -54,6 +55,7 @@ def first_state(flow: Flow, field: Field, y: Float[Array, " P"], t1: Array) -> t
         saved=none,
         resting=none,
         unwatched=0 * t1,
+        rounding=zero,
         crawling=none,
         num_accepted=none,
         num_rejected=none,
@@ -84,7 +86,8 @@ def several_steps(flow: Flow, field: Field, state: State, t1: Array, max_steps: 
 
 def restarted(flow: Flow, field: Field, state: State) -> State:
     """The same point of the flow with a fresh state of its solver."""
-    return state._replace(solver_state=flow.solver.init(TERM, 0 * state.t, state.step, state.y, field))
+    fresh = flow.solver.init(TERM, 0 * state.t, state.step, state.y, field)
+    return state._replace(solver_state=handed_over(fresh, state.solver_state))
 
 
 def on_host(flow: Flow, field: HostField, state: State, t1: Array, max_steps: int) -> Chunk:

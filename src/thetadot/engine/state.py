@@ -59,6 +59,7 @@ class State(NamedTuple):
     saved: Int[Array, ""]  # save times passed
     resting: Int[Array, ""]  # steps in a row that moved by rounding only
     unwatched: Float[Array, ""]  # longest time so far between two looks at what crossings watch, in steps taken
+    rounding: Float[Array, ""]  # the largest part so far of a growing motion that was rounding's
     crawling: Int[Array, ""]  # attempts in a row that were hardly longer than the resolution of t
     num_accepted: Int[Array, ""]
     num_rejected: Int[Array, ""]

@@ -34,6 +34,7 @@ def stats(run: Run) -> dict[str, Any]:
         "grad_norm1": _norm(state.grad),
         "energy_error": abs(drop - dissipation) / scale if scale > 0 else 0.0,
         "conservation": _conservation(run),
+        "rounding": float(state.rounding),
         "solver": solver.label,
         "choices": list(run.choices),
     }

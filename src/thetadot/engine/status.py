@@ -2,6 +2,8 @@
 
 import enum
 
+_DECIDES = 0.02  # of a growing motion, from which an escape is off by as much of an e-fold
+
 
 class Outcome(enum.IntEnum):
     """Why the loop ended."""
@@ -32,6 +34,7 @@ def verdict(
     growth: Growth,
     size: float,
     wrong: str | None,
+    rounding: float,
 ) -> tuple[str, str]:
     """(status, sentence) of a flow that has ended.
 
@@ -45,7 +48,18 @@ def verdict(
         growth: how the parameters grew, if no step was small enough.
         size: largest |θ| at the end.
         wrong: a sentence where the gradient is not that of the loss; no other advice is worth anything then.
+        rounding: the largest part of a growing motion that was rounding's.
     """
+    status, sentence = _ending(outcome, t, stop, satisfied, max_steps, solver, growth, size, wrong)
+    if rounding < _DECIDES or status not in ("done", "stopped"):
+        return status, sentence
+    return "rounding", (
+        f"{sentence} But rounding decides when it leaves a saddle, or whether: {100 * min(rounding, 1):.2g} % of a "
+        "growing motion come from it. `crossing_times` tells which times mean something."
+    )
+
+
+def _ending(outcome, t, stop, satisfied, max_steps, solver, growth, size, wrong) -> tuple[str, str]:
     if wrong:
         status = "step limit" if outcome == Outcome.RUNNING and not satisfied else "failed"
         return status, f"Ended at t = {t:.6g}, and the numbers mean nothing: {wrong}"

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from ..arrays import Array, cond, each, namespace, side_by_side
 from ..solvers import few_steps_left
+from ..solvers._rounding import share_of_rounding
 from .accept import STEPS_AT_REST, crawling, is_sound, resting, retried, unless_sound
 from .field import TERM
 from .record import LOBATTO, Field, at_levels, levels_at, monotone, needs_gradient, record, record_crossings
@@ -129,6 +130,7 @@ def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1:
         controller_state=step.controller_state,
         drift=_drift(field, state, y),
         unwatched=xp.maximum(state.unwatched, xp.asarray(crossings.unwatched, step.h.dtype) * step.h),
+        rounding=xp.maximum(state.rounding, share_of_rounding(step.solver_state)),
         resting=count,
         num_accepted=state.num_accepted + 1,
         num_gradients=state.num_gradients + _GRADIENTS_INSIDE,

@@ -71,10 +71,10 @@ class Painters:
             plain = [(stage.kind, stage.t_start, stage.t_end, stage.loss) for stage in stages]
             for i, process in enumerate(processes):
                 shares = list(plot.FIGURES)[i :: len(processes)]
-                assert process.stdin is not None
-                with process.stdin as pipe:
+                stdin, process.stdin = process.stdin, None  # `communicate` would flush it, closed or not
+                assert stdin is not None
+                with stdin as pipe:
                     pickle.dump((str(folder), shares, record, plain), pipe)
-                process.stdin = None
             files = {file for process in processes for file in json.loads(process.communicate(timeout=_PATIENCE)[0])}
         except (OSError, ValueError, subprocess.SubprocessError):  # a painter is gone, or has drawn only a part
             return None

@@ -130,7 +130,7 @@ class Lane:
         row = _outcome(self.trajs[0])
         for name, first in first_times(self.trajs).items():
             row |= {name: first.value, f"{name}_error": first.error}
-        if (decided := decided_by_rounding(self.trajs)) and row["status"] in ("done", "stopped"):
+        if (decided := decided_by_rounding(self.trajs)) and row["status"] in ("done", "stopped", "rounding"):
             row |= {"status": "rounding", "result": f"{row['result']} Rounding decides {', '.join(decided)}."}
         return row | _functions(self.job.functions, self.trajs[0])
 

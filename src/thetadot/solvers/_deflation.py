@@ -41,17 +41,17 @@ def starting_block(product: Product, y: Float[Array, " P"], field: Float[Array, 
 
 
 def rayleigh_ritz(
-    product: Product, block: Block, fill: Callable[[], Block], vector: Float[Array, " P"], h: Float[Array, ""]
-) -> tuple[Deflation, Float[Array, " P"]]:
-    """Ritz pairs of the Jacobian J in the span of `block`, and J `vector` from the same product.
+    product: Product, block: Block, fill: Callable[[], Block], others: Float[Array, "P K"], h: Float[Array, ""]
+) -> tuple[Deflation, Float[Array, "P K"]]:
+    """Ritz pairs of the Jacobian J in the span of `block`, and J `others` from the same product.
 
     A block that was an image of Ritz vectors stays close to Ritz vectors, by orthogonal iteration. Where its projection
     is diagonal on the scale of a step h, a large one is not rotated: that would take longer than all else.
     """
     xp = namespace(block)
     basis = orthonormal(block, fill)
-    images = product(xp.concatenate([basis, vector[:, None]], axis=1))
-    image = images[:, :-1]
+    images = product(xp.concatenate([basis, others], axis=1))
+    image, images = images[:, : basis.shape[1]], images[:, basis.shape[1] :]
     projected = basis.T @ image
     projected = (projected + projected.T) / 2
     rates = xp.diagonal(projected)
@@ -61,9 +61,9 @@ def rayleigh_ritz(
         return Deflation(basis @ rotation, rates, image @ rotation)
 
     if rates.size <= _SMALL_RANK:
-        return rotated(), images[:, -1]
+        return rotated(), images
     diagonal = h * xp.linalg.norm(projected - xp.diag(rates)) <= _DIAGONAL
-    return cond(diagonal, lambda: Deflation(basis, rates, image), rotated), images[:, -1]
+    return cond(diagonal, lambda: Deflation(basis, rates, image), rotated), images
 
 
 def eigh(matrix: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:

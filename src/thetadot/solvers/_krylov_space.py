@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from ..arrays import Array, is_host, namespace, put, switch, while_loop
 from ._deflation import eigh
 from ._phi import phi_functions
-from ._vector import step_rounding
+from ._rounding import Modes
 
 NODES = (0.5, 0.9, 1.0)  # fractions c of the step at which φ_k(chJ) is asked for
 
@@ -28,12 +28,13 @@ class KrylovSpace(NamedTuple):
     rotation: Float[Array, "M M"] | None  # its eigenvectors R
     length: Float[Array, ""]  # ‖v‖
 
-    def rounding(self, noise: Float[Array, " P"], h) -> Float[Array, ""]:
-        """`step_rounding` with the eigenvectors found here; without any where J is not symmetric."""
-        xp = namespace(noise)
+    def modes(self, h) -> Modes:
+        """The eigenpairs found here; one of zeros where J is not symmetric."""
+        xp = namespace(self.basis)
         if self.rotation is None:
-            return step_rounding(noise, xp.zeros((noise.size, 1), noise.dtype), xp.zeros(1, noise.dtype), h)
-        return step_rounding(noise, self.basis.T @ self.rotation, phi_functions(h * self.small)[0], h)
+            none = xp.zeros(1, self.basis.dtype)
+            return Modes(xp.zeros((self.basis.shape[1], 1), self.basis.dtype), none, none)
+        return Modes(self.basis.T @ self.rotation, self.small, phi_functions(h * self.small)[0])
 
     def coordinates(self, s) -> Float[Array, "4 M"]:
         """φ₁, …, φ₄ of s VᵀJV, applied to e₁."""

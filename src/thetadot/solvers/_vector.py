@@ -155,16 +155,6 @@ def nudge(y: Float[Array, " P"]) -> Float[Array, " P"]:
     return y * (1 + _NUDGE * float(namespace(y).finfo(y.dtype).eps)) - y
 
 
-def step_rounding(
-    noise: Float[Array, " P"], vectors: Float[Array, "P k"], phi1: Float[Array, " k"], h: Float[Array, ""]
-) -> Float[Array, ""]:
-    """‖h φ₁(hA) n‖, A = V diag(μ) Vᵀ: what the rounding n of the field is worth after a step h; `phi1` is φ₁(hμ)."""
-    xp = namespace(noise)
-    inside = noise @ vectors
-    outside = noise - vectors @ inside
-    return h * xp.hypot(xp.linalg.norm(outside), xp.linalg.norm(phi1 * inside))
-
-
 def above_rounding(error: Float[Array, " P"], rounding: Float[Array, ""]) -> Float[Array, " P"]:
     """An error estimate, less the `rounding` that it contains.
 

@@ -56,7 +56,8 @@ from jaxtyping import Float
 from ..arrays import Array, cond, each, fori_loop, namespace, put_row, side_by_side
 from ._deflation import Deflation, rayleigh_ritz, starting_block
 from ._phi import phi_functions
-from ._vector import Field, above_rounding, alike, evaluate, flatten, nudge, step_rounding
+from ._rounding import Modes, Rounding, carried, none_yet, step_rounding
+from ._vector import Field, above_rounding, alike, evaluate, flatten, nudge
 from .base import AbstractFlowSolver
 from .interpolation import PathInterpolation, exponential_path
 
@@ -71,13 +72,14 @@ class DeflatedState(NamedTuple):
     field: Float[Array, " P"]  # F at the current point
     block: Float[Array, "P k"]  # J V of the last step: its span is one power iteration ahead of that of V
     pressure: Float[Array, ""]  # running mean of h |μ_k|
+    rounding: Rounding
 
 
 class DeflatedExponential(AbstractFlowSolver):
     """Exponential Runge–Kutta of order 5 that deflates the `rank` largest eigenvalues of the Hessian.
 
     For `diffrax.diffeqsolve` as well: any vector field on a pytree of floating-point arrays, best with a symmetric
-    Jacobian. Costs 16 evaluations of the field and `rank` + 1 Jacobian–vector products a step, never an n × n matrix.
+    Jacobian. Costs 16 evaluations of the field and `rank` + 2 Jacobian–vector products a step, never an n × n matrix.
 
     Attributes:
         rank: dimension k of the deflated space. 8 serves a condensing network; deep linear networks need about
@@ -113,7 +115,7 @@ class DeflatedExponential(AbstractFlowSolver):
         y, field, jacobian, _ = flatten(terms, y0, args)
         field0 = field(t0, y)
         block = starting_block(jacobian(t0, y).times_block, y, field0, self.rank)
-        return DeflatedState(field0, block, namespace(y).zeros((), y.dtype))
+        return DeflatedState(field0, block, namespace(y).zeros((), y.dtype), none_yet(y))
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step of h and two of h/2 with the same A; their difference is the error estimate."""
@@ -124,7 +126,9 @@ class DeflatedExponential(AbstractFlowSolver):
 
         delta = nudge(y)
         fill = partial(alike, y, field0, solver_state.block.shape[1], seed=1)
-        A, change = rayleigh_ritz(jacobian(t0, y).times_block, solver_state.block, fill, delta, h)
+        others = xp.stack([delta, solver_state.rounding.displacement], axis=1)
+        A, images = rayleigh_ritz(jacobian(t0, y).times_block, solver_state.block, fill, others, h)
+        change, pull = images[:, 0], images[:, 1]
         steps = xp.stack([h, h / 2])
         tables = hochbruck_ostermann(xp.append(A.rates, xp.zeros(1, y.dtype))[None] * steps[:, None])
         from_start = partial(exponential_step, field, A, t0, y, field0)
@@ -134,9 +138,9 @@ class DeflatedExponential(AbstractFlowSolver):
         correction = (half + second_half - whole) / 15
         displacement = half + second_half + correction
         noise = field_near - field0 - change
-        phi1 = tables[0, -1, 0, :-1]
+        modes = Modes(A.vectors, A.rates, tables[0, -1, 0, :-1])
         cancelled = h * float(xp.finfo(y.dtype).eps) * xp.linalg.norm(field0)  # left of (1 − V Vᵀ) F₀, in any direction
-        error = above_rounding(correction, step_rounding(noise, A.vectors, phi1, h))
+        error = above_rounding(correction, step_rounding(noise, modes, h))
         error = xp.abs(error) + cancelled / xp.sqrt(xp.asarray(y.size, y.dtype))
         field1 = field(t1, y + displacement)
 
@@ -144,7 +148,8 @@ class DeflatedExponential(AbstractFlowSolver):
         fields = xp.stack([field0, field_half, field1])
         path = exponential_path(y, h, A.rates, A.vectors, field0 @ A.image, displacements, fields)
         pressure = _MEMORY * solver_state.pressure + (1 - _MEMORY) * h * xp.min(xp.abs(A.rates))
-        state = DeflatedState(field1, A.image, pressure)
+        rounding = carried(solver_state.rounding, pull, noise, y, field0, modes, h)
+        state = DeflatedState(field1, A.image, pressure, rounding)
         return unravel(y + displacement), unravel(error), dict(y0=y0, path=path), state, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
@@ -152,8 +157,8 @@ class DeflatedExponential(AbstractFlowSolver):
         return evaluate(terms, t0, y0, args)
 
     def cost(self, state):
-        """Sixteen gradients, and a product for each direction and one for the rounding."""
-        return 16, state.block.shape[1] + 1
+        """Sixteen gradients, and a product for each direction and two for the rounding."""
+        return 16, state.block.shape[1] + 2
 
     def path(self, t0, t1, dense_info):
         """Exponentials and polynomials."""
@@ -172,7 +177,7 @@ class DeflatedExponential(AbstractFlowSolver):
         num_params, found = state.block.shape
         fresh = alike(y, state.field, min(rank, num_params) - found, seed=rank)
         block = namespace(y).concatenate([state.block, fresh], axis=1)
-        return DeflatedExponential(rank), DeflatedState(state.field, block, 0 * state.pressure)
+        return DeflatedExponential(rank), state._replace(block=block, pressure=0 * state.pressure)
 
 
 def exponential_step(

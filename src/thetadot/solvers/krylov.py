@@ -64,6 +64,7 @@ from jaxtyping import Float, Int
 
 from ..arrays import Array, cond, is_host, namespace
 from ._krylov_space import NODES, KrylovSpace, krylov_space
+from ._rounding import Rounding, carried, none_yet, step_rounding
 from ._vector import above_rounding, evaluate, flatten, nudge
 from .base import AbstractFlowSolver
 from .interpolation import PathInterpolation
@@ -101,6 +102,7 @@ class KrylovState(NamedTuple):
     dims: Int[Array, " 4"]  # of the spaces of F₀, N₂, N₃ and the error: where to look at the residual first
     num_gradients: Int[Array, ""]  # evaluations of the field in the step that made this state
     num_products: Int[Array, ""]  # Jacobian–vector products in it
+    rounding: Rounding
 
 
 class KrylovExponential(AbstractFlowSolver):
@@ -144,7 +146,7 @@ class KrylovExponential(AbstractFlowSolver):
         y, field, _, _ = flatten(terms, y0, args)
         xp = namespace(y)
         none = xp.asarray(0)
-        return KrylovState(field(t0, y), xp.asarray(1e-6, y.dtype), xp.zeros(4, int), none, none)
+        return KrylovState(field(t0, y), xp.asarray(1e-6, y.dtype), xp.zeros(4, int), none, none, none_yet(y))
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step of exprb53s3 and its comparison with order 4."""
@@ -177,8 +179,9 @@ class KrylovExponential(AbstractFlowSolver):
         last = space_of(3, n2 - 125 / 81 * n3 + n4, lambda _: allowed)
         _, _, e3, e4 = last.space.phi(h)
         delta = nudge(y)
-        rounding = first.space.rounding(field(t0, y + delta) - field0 - product(delta), h)
-        difference = above_rounding(h * (2 * e3 - 12 * e4), rounding)
+        noise = field(t0, y + delta) - field0 - product(delta)
+        modes, pull = first.space.modes(h), product(solver_state.rounding.displacement)
+        difference = above_rounding(h * (2 * e3 - 12 * e4), step_rounding(noise, modes, h))
 
         searches = first, second, third, last
         size, moved = xp.linalg.norm(difference), xp.linalg.norm(u)
@@ -191,7 +194,8 @@ class KrylovExponential(AbstractFlowSolver):
             relative_error=xp.maximum(relative, _DECAY * solver_state.relative_error),
             dims=xp.stack([search.next_dim for search in searches]),
             num_gradients=xp.asarray(4),
-            num_products=sum((search.dim for search in searches), start=xp.asarray(4)),
+            num_products=sum((search.dim for search in searches), start=xp.asarray(5)),
+            rounding=carried(solver_state.rounding, pull, noise, y, field0, modes, h),
         )
         return (
             unravel(y + u),

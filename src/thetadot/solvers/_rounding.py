@@ -1,0 +1,94 @@
+"""What the rounding of the field does: in one step, and on the way since the start of a flow.
+
+An escape may start from less than the rounding of the field. Then the computed flow leaves the saddle where rounding
+takes it, at every tolerance. So a solver that knows the growing directions carries the displacement w by rounding,
+
+    w' = J w + n,   w(0) = 0,
+
+along the flow, with the rounding n of the field that it measures in every step. In a growing direction v of rate μ > 0
+the parameters move with v · F, and μ v · w of it is rounding's.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+
+from ..arrays import Array, namespace
+from ._phi import phi_functions
+
+
+class Rounding(NamedTuple):
+    """What rounding has done to a flow so far."""
+
+    displacement: Float[Array, " P"]  # w
+    share: Float[Array, ""]  # its largest part now of the motion in a growing direction, if w can be seen there
+
+
+def none_yet(y: Float[Array, " P"]) -> Rounding:
+    """At the start of a flow."""
+    return Rounding(0 * y, 0 * y[0])
+
+
+class Modes(NamedTuple):
+    """Eigenpairs of the Jacobian that are known in a step h."""
+
+    vectors: Float[Array, "P k"]
+    rates: Float[Array, " k"]
+    phi1: Float[Array, " k"]  # φ₁(hμ)
+
+
+def step_rounding(noise: Float[Array, " P"], modes: Modes, h: Float[Array, ""]) -> Float[Array, ""]:
+    """‖h φ₁(hA) n‖, A = V diag(μ) Vᵀ: what the rounding n of the field is worth after a step h."""
+    xp = namespace(noise)
+    inside = noise @ modes.vectors
+    outside = noise - modes.vectors @ inside
+    return h * xp.hypot(xp.linalg.norm(outside), xp.linalg.norm(modes.phi1 * inside))
+
+
+def carried(
+    rounding: Rounding,
+    pull: Float[Array, " P"],
+    noise: Float[Array, " P"],
+    y: Float[Array, " P"],
+    field: Float[Array, " P"],
+    modes: Modes,
+    h: Float[Array, ""],
+) -> Rounding:
+    """After a step h: exact in the known modes; what is outside of them counts as one more mode, by its own rate.
+
+    Args:
+        rounding: before it.
+        pull: J w.
+        noise: n.
+        y: the parameters before it.
+        field: F there.
+        modes: of J.
+        h: the step.
+    """
+    xp, V, w = namespace(y), modes.vectors, rounding.displacement
+    visible = float(xp.finfo(y.dtype).eps) ** 0.5 * xp.linalg.norm(y)
+    ours, all_of_it = xp.abs(pull @ V), xp.abs(field @ V)
+    seen = (modes.rates > 0) & (xp.abs(w @ V) > visible)
+    share = xp.max(xp.where(seen, ours / xp.where(all_of_it > 0, all_of_it, 1), 0))
+
+    def outside(x):
+        return x - V @ (x @ V)
+
+    apart = outside(w)
+    size = apart @ apart
+    rate = xp.where(size > 0, apart @ outside(pull) / xp.where(size > 0, size, 1), 0)
+    change = pull + noise
+    step = V @ (modes.phi1 * (change @ V)) + phi_functions((h * rate)[None])[0] * outside(change)
+    return Rounding(w + h * step, share)
+
+
+def share_of_rounding(solver_state) -> Float[Array, ""] | float:
+    """Of a solver that carries it; 0 of others."""
+    return solver_state.rounding.share if hasattr(solver_state, "rounding") else 0.0
+
+
+def handed_over(fresh, old):
+    """The fresh state of a solver, with what rounding has done to the flow if both solvers carry it."""
+    if hasattr(fresh, "rounding") and hasattr(old, "rounding"):
+        return fresh._replace(rounding=old.rounding)
+    return fresh
