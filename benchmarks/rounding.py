@@ -95,21 +95,38 @@ KINDS = (wells, products, layers)
 
 
 def measured(kind, rng):
-    """A row for each escape of one random flow: true and stated error, time, and whether rounding may decide it."""
+    """A row for each escape of one random flow.
+
+    True and stated error, time, whether rounding may decide it, whether it was found, and what one plain flow says: its
+    own error, and whether it tells of rounding.
+    """
     loss, data, start, observables, levels, exact, bare = kind(rng)
     data, start = jax.tree.map(jnp.asarray, (data, start))
     crossings = {f"{i}": (f"{i}", float(level)) for i, level in enumerate(levels)}
-    found = td.crossing_times(td.Problem(loss, data), start, crossings, 1.5 * float(exact.max()) + 1, observables)
-    rows = zip(found.values(), exact, bare, strict=True)
+    problem, t1 = td.Problem(loss, data), 1.5 * float(exact.max()) + 1
+    found = td.crossing_times(problem, start, crossings, t1, observables)
+    plain = td.gradient_flow(problem, start, t1, ts=[t1], observables=observables, crossings=crossings)
+    rows = zip(found.values(), plain.crossings.values(), exact, bare, strict=True)
     return [
-        {"true": abs(m.value - t), "stated": m.error, "t": t, "bare": bool(b), "found": bool(np.isfinite(m.value))}
-        for m, t, b in rows
+        {
+            "true": abs(m.value - t),
+            "stated": m.error,
+            "t": t,
+            "bare": bool(b),
+            "bare flow": bool(np.any(bare)),
+            "found": bool(np.isfinite(m.value)),
+            "plain": abs(times[0] - t) if times else np.inf,
+            "plain tells": plain.status == "rounding",
+        }
+        for m, times, t, b in rows
     ]
 
 
 def summary(rows) -> dict:
     """Coverage, false alarms, and how useful the errors are."""
-    true, stated, times, bare = (np.array([row[key] for row in rows]) for key in ("true", "stated", "t", "bare"))
+    keys = "true", "stated", "t", "bare", "bare flow", "plain", "plain tells"
+    true, stated, times, bare, bare_flow, plain, tells = (np.array([row[key] for row in rows]) for key in keys)
+    off = plain > 1e-3 * times
     told = np.isinf(stated)
     told_of = ~np.isnan(stated)
     wrong = ~told & ~(true <= stated)
@@ -122,6 +139,9 @@ def summary(rows) -> dict:
         "told of these": int(np.sum(told & bare)),
         "told of others": int(np.sum(told & ~bare)),
         "median stated over true": float(np.median(stated[finite] / np.maximum(true[finite], 1e-300))),
+        "plain flows off by more than 1e-3": int(np.sum(off)),
+        "of them told of rounding": int(np.sum(off & tells)),
+        "told of in flows without a bare direction": int(np.sum(tells & ~bare_flow)),
         "stated below 1 % of the time": float(np.mean(stated[finite] < 0.01 * times[finite])),
     }
 
