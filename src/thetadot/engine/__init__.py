@@ -9,8 +9,8 @@
 
 from .checkpoints import checkpoint as checkpoint
 from .checkpoints import resume as resume
-from .ending import disagreement as disagreement
 from .ending import growth as growth
+from .ending import hindrance as hindrance
 from .loop import on_one_core as on_one_core
 from .record import MONOTONE as MONOTONE
 from .request import STANDING as STANDING

@@ -32,6 +32,7 @@ def verdict(
     growth: Growth,
     size: float,
     wrong: str | None,
+    hindrance: str | None,
 ) -> tuple[str, str]:
     """(status, sentence) of a flow that has ended.
 
@@ -45,10 +46,10 @@ def verdict(
         growth: how the parameters grew, if no step was small enough.
         size: largest |θ| at the end.
         wrong: a sentence where the gradient is not that of the loss; no other advice is worth anything then.
+        hindrance: why more steps than `max_steps` would not help, and what would.
     """
     if wrong:
-        status = "step limit" if outcome == Outcome.RUNNING and not satisfied else "failed"
-        return status, f"Ended at t = {t:.6g}, and the numbers mean nothing: {wrong}"
+        return "failed", f"Ended at t = {t:.6g}, and the numbers mean nothing: {wrong}"
     match outcome:
         case Outcome.REACHED:
             return "done", f"Reached t1 = {t:g}."
@@ -59,10 +60,8 @@ def verdict(
         case Outcome.RUNNING if satisfied:
             return "stopped", f"Left at t = {t:.6g}, after the first crossing of each level that was wanted."
         case Outcome.RUNNING:
-            return "step limit", (
-                f"Ended by `max_steps` = {max_steps} at t = {t:.6g}: raise it, loosen `rtol`, or try another "
-                f"solver than {solver}."
-            )
+            advice = hindrance or f"raise it, loosen `rtol`, or try another solver than {solver}."
+            return "step limit", f"Ended by `max_steps` = {max_steps} at t = {t:.6g}: {advice}"
     if growth == Growth.OVERFLOW:
         return "blew up", (
             f"Overflowed at t = {t:.6g}: the parameters grow beyond floating point, exponentially or faster, and have "
