@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from thetadot import cli_commands
 from thetadot.cli import main
 from thetadot.experiments import EXPERIMENTS
 
@@ -36,6 +37,15 @@ def test_run_shows_stages_and_leaves_a_folder(capsys, tmp_path):
     assert main(["plot", "mine"]) == 0
     assert "loss.png" in capsys.readouterr().out
     assert (tmp_path / "mine" / "figures" / "loss.png").is_file()
+
+
+@pytest.mark.parametrize("many", [18, 19])
+def test_who_waits_for_many_parameters_is_told(many, capsys, monkeypatch):
+    """Two layers of 3 × 3 are 18 parameters."""
+    monkeypatch.setattr(cli_commands, "_MANY", many)
+    assert main([*SMALL, "--json", "--no-figures"]) == 0
+    told = "thetadot: 18 parameters, at least 1.3e-06 GiB of memory: minutes may pass"
+    assert (told in capsys.readouterr().err) == (many == 18)
 
 
 def test_json_is_all_there_is_on_stdout(capsys, tmp_path):

@@ -235,3 +235,17 @@ def test_stages_of_descent_are_those_of_the_network():
     assert [stages[i].loss for i in (0, 2, 4)] == pytest.approx([2.125, 0.125, 0.0], abs=3e-3)
     half = [np.log(s / 1e-4) / (2 * s) for s in (2.0, 0.5)]  # when u = s/2
     assert all(stages[i].t_start < t < stages[i].t_end for i, t in zip((1, 3), half, strict=True))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_a_gradient_that_is_not_that_of_the_loss_is_named(factor):
+    @jax.custom_vjp
+    def bowl(x):
+        return 0.5 * jnp.sum(x**2)
+
+    bowl.defvjp(lambda x: (bowl(x), x), lambda x, cotangent: (factor * cotangent * x,))
+    traj = td.descent(td.Problem(lambda params, data: bowl(params["x"])), {"x": jnp.array([3.0, 4.0])}, 3, 0.1)
+    right = factor == 1
+    assert traj.status == "done" and traj.stats["is_gradient"] == right
+    told = "The gradient does not belong to the loss: at `params0` the slope of the loss along it is 5, not ‖∇L‖ = 10"
+    assert (told in traj.result) != right

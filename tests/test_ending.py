@@ -7,7 +7,8 @@ import pytest
 
 import thetadot as td
 from flows import at
-from thetadot.engine import Request, ending
+from thetadot import slopes
+from thetadot.engine import Request
 from thetadot.flow import begin_flow
 
 TURN = jnp.array([[0.0, -1.0], [1.0, 0.0]])
@@ -24,21 +25,21 @@ def bowl_with(gradient):
     return td.Problem(lambda params, data: bowl(params["x"]))
 
 
-WRONG = {  # a gradient, the slope of the loss along it at (1, -1/2), and the status
-    "twice": (lambda x: 2 * x, np.sqrt(1.25), "failed"),
-    "of the other sign": (lambda x: -x, -np.sqrt(1.25), "step limit"),
-    "turned": (lambda x: x + TURN @ x, np.sqrt(1.25 / 2), "failed"),
-    "of another loss": (jnp.sign, 1.5 / np.sqrt(2), "step limit"),
-    "constant": (jnp.ones_like, 0.5 / np.sqrt(2), "step limit"),
+WRONG = {  # a gradient, and the slope of the loss along it at (1, -1/2)
+    "twice": (lambda x: 2 * x, np.sqrt(1.25)),
+    "of the other sign": (lambda x: -x, -np.sqrt(1.25)),
+    "turned": (lambda x: x + TURN @ x, np.sqrt(1.25 / 2)),
+    "of another loss": (jnp.sign, 1.5 / np.sqrt(2)),
+    "constant": (jnp.ones_like, 0.5 / np.sqrt(2)),
 }
 
 
 @pytest.mark.parametrize("solver", ["auto", "tsit5"])
 @pytest.mark.parametrize("name", WRONG)
 def test_a_gradient_that_does_not_belong_to_the_loss_is_named(name, solver):
-    gradient, slope, status = WRONG[name]
+    gradient, slope = WRONG[name]
     traj = td.gradient_flow(bowl_with(gradient), at(1.0, -0.5), 10.0, solver=solver, max_steps=200)
-    assert traj.status == status, traj.result
+    assert traj.status == "failed", traj.result
     assert "the gradient does not belong to the loss: at t = 0 " in traj.result and "`custom_vjp`" in traj.result
     assert f"slope of the loss along it is {slope:.4g}," in traj.result and "raise it" not in traj.result
 
@@ -58,11 +59,14 @@ def bend(params, data):
 
 def test_no_slope_is_told_at_a_kink():
     """The gradient at x = 0 belongs to one side only: no difference across it can say that it is wrong."""
-    request = Request(td.Problem(bend), at(1.0, 0.0), 1.0)
-    ongoing = begin_flow(request)
-    for x, told in ([1.0, 0.0], False), ([1.0, 2.0], True):
-        slope, speed = ending._slope(ongoing.run, np.array([*x, *np.zeros(ongoing.run.params0.size - 2)]))
-        assert slope == pytest.approx(speed, rel=1e-6) and (slope == speed) != told
+    run = begin_flow(Request(td.Problem(bend), at(1.0, 0.0), 1.0)).run
+    field = run.tiers.field
+    for x, smooth in ([1.0, 0.0], False), ([1.0, 2.0], True):
+        y = np.array([*x, *np.zeros(run.params0.size - 2)])
+        before, after, speed = slopes.slopes(field.value_and_grad, y)
+        assert slopes.is_smooth(before, after, speed) == smooth
+        assert ((before + after) / 2 == pytest.approx(speed, rel=1e-6)) == smooth
+        assert slopes.wrong_slope(field.value_and_grad, y) is None
 
 
 def corner(params, data):
@@ -90,6 +94,45 @@ def test_a_kink_is_neither_a_blow_up_nor_a_wrong_gradient(loss, scale):
     traj = td.gradient_flow(td.Problem(loss), at(scale, scale), 100.0, max_steps=400)
     assert traj.status in ("failed", "step limit") and "belong" not in traj.result
     np.testing.assert_allclose(traj.params1["x"], [1.0, 1.0], rtol=1e-6)
+
+
+def test_a_wrong_gradient_ends_the_flow_early():
+    """The loss rises along it, so that no step is ever long: at 2000 steps the flow looks, and ends."""
+    traj = td.gradient_flow(bowl_with(WRONG["constant"][0]), at(1.0, -0.5), 10.0)
+    assert traj.status == "failed" and "belong" in traj.result and not traj.stats["is_gradient"]
+    assert 2000 <= traj.stats["num_steps"] < 3000
+
+
+def shaken(x):
+    """Of a bowl, with noise of 1e-9: a gradient that rounding has spoiled."""
+    return x + 1e-9 * jnp.sin(1e15 * x)
+
+
+def stiff(params, data):
+    return 0.5 * jnp.sum(jnp.array([1.0, 1e7]) * params["x"] ** 2)
+
+
+HINDERED = {  # a problem, and what is said instead of "raise it"
+    "kink": (
+        td.Problem(corner),
+        "the loss has a kink there: along the gradient its slope is -1.41 on one side and 1.41 ",
+    ),
+    "noise": (bowl_with(shaken), "The gradient is noise over such a step"),
+    "stiffness": (td.Problem(stiff), "away. Loosen `rtol`, or try another solver than Tsit5."),
+}
+
+
+@pytest.mark.parametrize("name", HINDERED)
+def test_more_steps_are_not_advised_where_they_cannot_help(name):
+    problem, told = HINDERED[name]
+    traj = td.gradient_flow(problem, at(0.1, 0.1), 1e6, max_steps=1000, solver="tsit5")
+    assert traj.status == "step limit" and "raise it" not in traj.result
+    assert told.lower() in traj.result.lower() and "steps have become so short" in traj.result
+
+
+def test_more_steps_are_advised_where_they_help():
+    traj = td.gradient_flow(bowl_with(lambda x: x), at(1.0, -0.5), 10.0, solver="tsit5", max_steps=20)
+    assert traj.status == "step limit" and "raise it" in traj.result
 
 
 @pytest.mark.parametrize("loss, order", [(logarithm, 2), (pole, 4)])

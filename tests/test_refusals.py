@@ -65,10 +65,10 @@ REFUSED = {
     "rtol array": ({"rtol": np.ones(2)}, r"`rtol` must lie in"),
     "max_steps None": (
         {"max_steps": None},
-        r"`gradient_flow\(max_steps=\.\.\.\)` must be a whole number of steps; got None",
+        r"`gradient_flow\(max_steps=\.\.\.\)` must be a whole number, at least 0; got None",
     ),
-    "max_steps half": ({"max_steps": 1.5}, r"must be a whole number of steps; got 1\.5"),
-    "max_steps negative": ({"max_steps": -1}, r"must be a whole number of steps; got -1"),
+    "max_steps half": ({"max_steps": 1.5}, r"must be a whole number, at least 0; got 1\.5"),
+    "max_steps negative": ({"max_steps": -1}, r"must be a whole number, at least 0; got -1"),
     "ts text": ({"ts": ["a"]}, r"`gradient_flow\(ts=\.\.\.\)` must be a non-empty list of finite times"),
     "crossings list": ({"crossings": [("loss", 1.0)]}, r"`gradient_flow\(crossings=\.\.\.\)` must be a dictionary"),
     "crossing number": ({"crossings": {"a": 0.5}}, CROSSING + ".* got 0.5"),
@@ -97,6 +97,12 @@ REFUSED = {
         r"`observables\['a'\]` must return one array; .* a str",
     ),
     "unsavable name": ({"observables": {"zarr.json": first}}, r"may not be called 'zarr\.json': no file"),
+    "half precision": (
+        {"params0": {"x": jnp.ones(2, jnp.float16)}},
+        r"`params0` is float16, in which .*cast it to float64",
+    ),
+    "bfloat16": ({"params0": {"x": jnp.ones(2, jnp.bfloat16)}}, r"`params0` is bfloat16, in which rounding is larger"),
+    "max_steps endless": ({"max_steps": np.inf}, r"must be a whole number, at least 0; got inf"),
     "two fields": ({"solver": dfx.KenCarp5()}, r"KenCarp5 wants the field in two parts"),
 }
 
@@ -129,7 +135,37 @@ def test_bad_input_gets_one_sentence(case):
         (lambda: library.blow_up(library.Problem(total), at(1.0), rtol=None), r"`rtol` must lie in"),
         (
             lambda: library.blow_up(library.Problem(total), at(1.0), max_steps=None),
-            r"max_steps=\.\.\.\)` must be at least 1; got None",
+            r"max_steps=\.\.\.\)` must be a whole number, at least 1; got None",
+        ),
+        (lambda: library.find_stages(None, margin="a"), r"`find_stages\(margin=\.\.\.\)` must lie in .* got a"),
+        (lambda: library.find_stages(None, margin=[0.1, 0.2]), r"`find_stages\(margin=\.\.\.\)` must lie in"),
+        (
+            lambda: library.find_stages(None, prominence=None),
+            r"`find_stages\(prominence=\.\.\.\)` must be a positive, finite number; got None",
+        ),
+        (
+            lambda: library.blow_up(library.Problem(total), at(1.0), max_steps=np.inf),
+            r"max_steps=\.\.\.\)` must be a whole number, at least 1; got inf",
+        ),
+        (
+            lambda: library.descent(library.Problem(total), at(1.0), np.nan, 0.1),
+            r"`descent\(num_steps=\.\.\.\)` must be a whole number, at least 1; got nan",
+        ),
+        (
+            lambda: library.crossing_times(library.Problem(total), at(1.0), {"a": ("loss", 0.1)}, 1.0, rtol="a"),
+            r"`rtol` must lie in \(0, 0\.1\]; got a",
+        ),
+        (
+            lambda: library.crossing_times(library.Problem(total), at(1.0), {"a": ("loss", 0.1)}, [1.0]),
+            r"`gradient_flow\(t1=\.\.\.\)` must be a positive, finite time; got \[1\.0\]",
+        ),
+        (
+            lambda: library.scan(lambda x: None, {"x": [1.0]}, "a", {}),
+            r"`scan\(t1=\.\.\.\)` must be a positive, finite time or a function of the point; got a",
+        ),
+        (
+            lambda: library.scan(lambda x: None, {"x": [1.0]}, 1.0, {}, max_steps=None),
+            r"`scan\(max_steps=\.\.\.\)` must be a whole number, at least 1; got None",
         ),
         (
             lambda: library.descent(library.Problem(total), at(1.0), 3, "a"),
@@ -217,3 +253,13 @@ def test_float32_parameters_of_numpy_are_to_be_cast():
     with pytest.raises(ValueError, match=r"below what float32 parameters resolve .*: cast them to float64"):
         td.gradient_flow(td.Problem(total), params0, 1.0)
     assert td.gradient_flow(td.Problem(total), {"x": params0["x"].astype(float)}, 1.0).status == "done"
+
+
+def test_the_smallest_rtol_of_errors_is_said_in_units_of_the_argument():
+    """Float32 resolves 1.2e-4, and errors come from a solution that is a hundred times tighter."""
+    params0 = {"x": np.ones(2, "float32")}
+    sentence = r"`rtol`=0\.001 is below what float32 parameters resolve \(it must be at least 1\.2e-02, as errors come"
+    with pytest.raises(ValueError, match=sentence):
+        td.crossing_times(td.Problem(total), params0, {"half": ("loss", 1.0)}, 1.0, rtol=1e-3)
+    found = td.crossing_times(td.Problem(total), params0, {"half": ("loss", 1.0)}, 1.0, rtol=0.02)
+    assert found["half"].value == pytest.approx(np.log(2) / 4, abs=found["half"].error + 1e-3)

@@ -32,6 +32,9 @@ ORDER = [
     "_types",
     "arrays",
     "memory",
+    "scalars",
+    "infinity",
+    "slopes",
     "models",
     "data",
     "inits",
@@ -46,6 +49,8 @@ ORDER = [
     "engine",
     "trajectory",
     "flow",
+    "rest",
+    "fate",
     "rescaled",
     "blowup",
     "stages",
@@ -269,7 +274,8 @@ def test_every_module_has_a_test_file(module):
     served = {"engine": "flow", "_types": "structure", "provenance": "flow_outcomes", "progress": "flow_outcomes"}
     served |= {"policy": "choice", "interpolation": "deflated", "_krylov_space": "krylov"}
     served |= {"_deflation": "deflated", "_vector": "hard_fields", "_chebyshev": "stabilized", "base": "common"}
-    served |= {"compile": "compile_process", "rescaled": "blowup"}
+    served |= {"compile": "compile_process", "rescaled": "blowup", "scalars": "refusals"}
+    served |= {"fate": "blowup", "infinity": "blowup", "rest": "blowup"}
     served |= {"_lazy": "structure", "_version": "structure", "cli_commands": "cli"}
     parts = module.split(".")[1:]
     names = {part.lstrip("_") for part in parts} | {served[part] for part in parts if part in served}

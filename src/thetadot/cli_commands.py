@@ -17,12 +17,13 @@ import tyro
 from rich.table import Table
 
 from thetadot import report
-from thetadot.experiments import EXPERIMENTS, name_of, run
+from thetadot.experiments import EXPERIMENTS, Setup, name_of, run
 from thetadot.plot.apart import Painters
 from thetadot.progress import Report, console, describe
 from thetadot.stages import find_stages
 
 E = TypeVar("E")
+_MANY = 1_000_000  # parameters, of which one is told before one waits
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,22 @@ class RunExperiment(Generic[E]):
         name, output = name_of(self.experiment), self.output
         folder = output.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
         with report.new_folder(folder) as partial:
-            with console(stderr=True).status("compiling") as status:
+            log = console(stderr=True)
+            with log.status("drawing data and start") as status:
+
+                def announce(setup: Setup) -> None:
+                    status.update(f"compiling, and the first steps of {setup.num_parameters} parameters")
+                    if setup.num_parameters >= _MANY:
+                        log.print(
+                            f"thetadot: {setup.num_parameters:.3g} parameters, at least {setup.num_bytes / 2**30:.2g} "
+                            "GiB of memory: minutes may pass before the first steps are done.",
+                            soft_wrap=True,
+                        )
+
                 # What saving needs is imported while the compiler, which holds no lock, is at work.
                 Thread(target=import_module, args=("zarr",), daemon=True).start()
-                traj = run(self.experiment, progress=lambda now: status.update(_progress_line(now)))
+                show = lambda now: status.update(_progress_line(now))  # noqa: E731
+                traj = run(self.experiment, progress=show, announce=announce)
                 status.update("saving")
                 stages = find_stages(traj)
                 summary = report.write_run(partial, traj, stages, with_figures=output.figures, painters=painters)
@@ -65,7 +78,7 @@ class RunExperiment(Generic[E]):
             out.print(f"{end}\n{_cost(traj.stats)}\nsaved in {folder}", soft_wrap=True)
         if traj.status in ("done", "stopped"):
             return 0
-        console(stderr=True).print(f"thetadot: {traj.result}", soft_wrap=True)
+        log.print(f"thetadot: {traj.result}", soft_wrap=True)
         return 1
 
 

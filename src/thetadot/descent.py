@@ -16,8 +16,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .engine import STANDING
 from .flow import gradient_flow
-from .problem import Observable, Problem, check_functions, check_start, check_value, is_number, squared_norm
+from .problem import Observable, Problem, check_functions, check_start, check_value, squared_norm
 from .provenance import provenance
+from .scalars import check_count, check_positive
+from .slopes import LossAndGrad, wrong_slope
 from .stages import Measured
 from .trajectory import Trajectory
 
@@ -78,16 +80,17 @@ def descent(
     Returns:
         A `Trajectory`, as of the flow. `dissipation` is −Σ ⟨∇L(θ_k), θ_{k+1} − θ_k⟩, which is Σ η‖∇L(θ_k)‖² for
         gradient descent, so `stats["energy_error"]` says in units of the loss how far descent is from a flow;
-        `stats["num_rises"]` counts the steps at which the loss rose. Training that diverges is a result too: its rows
-        end with the last finite state, and `status` and `result` say so.
+        `stats["num_rises"]` counts the steps at which the loss rose, and `stats["is_gradient"]` tells whether the
+        gradient at the start is that of the loss, by differences; `result` says so where it is not. Training that
+        diverges is a result too: its rows end with the last finite state, and `status` and `result` say so.
 
     Raises:
         ValueError: an argument makes no sense; the message says which, and what to do.
     """
     params0 = check_start(problem, params0)
-    num_steps, save_every = _check_count("num_steps", num_steps), _check_count("save_every", save_every)
-    if not (is_number(learning_rate) and math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"`descent(learning_rate=...)` must be a positive, finite number; got {learning_rate}.")
+    num_steps = check_count(num_steps, "descent(num_steps=...)")
+    save_every = check_count(save_every, "descent(save_every=...)")
+    learning_rate = check_positive(learning_rate, "descent(learning_rate=...)")
     watched = tuple(_check_observables(observables or {}).items())
     make = _find_optimizer(optimizer)
     rate = jnp.asarray(learning_rate, jax.tree.leaves(params0)[0].dtype)
@@ -96,7 +99,10 @@ def descent(
     check_value(state.loss, state.grad)
     state, rows = _train(make, watched, problem, rate, state, row, num_steps, save_every)
     stats = _stats(state, float(row["loss"]), float(learning_rate), _describe(optimizer))
+    wrong = wrong_slope(_at(make, watched, problem, params0, rate), np.asarray(ravel_pytree(params0)[0]))
+    stats |= {"is_gradient": wrong is None}
     status, result = _verdict(state, num_steps, float(learning_rate))
+    result += f" The gradient does not belong to the loss: at `params0` {wrong}" if wrong else ""
     return Trajectory(
         ts=float(learning_rate) * rows.pop("step").astype(float),
         series=rows,
@@ -149,6 +155,17 @@ def distance_to_flow(
         apart = descended["params"] - flow["params"] if flow.status == "done" else np.array([[np.nan]])
         distances.append(float(np.max(np.linalg.norm(apart, axis=1))))
     return Measured(distances[0], _SAFETY * abs(distances[0] - distances[1]))
+
+
+def _at(make, watched, problem: Problem, params0: PyTree, rate: Array) -> LossAndGrad:
+    """The function y -> (L, ∇L), by the program that began the training."""
+    unravel = ravel_pytree(params0)[1]
+
+    def value_and_grad(y: np.ndarray):
+        state, _ = _begin(make, watched, problem, unravel(jnp.asarray(y)), rate)
+        return state.loss, ravel_pytree(state.grad)[0]
+
+    return value_and_grad
 
 
 def _raveled(params: PyTree, data: PyTree) -> Float[Array, " P"]:
@@ -279,9 +296,3 @@ def _check_observables(observables: Mapping[str, Observable]) -> Mapping[str, Ob
     if taken:
         raise ValueError(f"`observables` may not be called {', '.join(taken)}: the trajectory has its own.")
     return observables
-
-
-def _check_count(name: str, count: int) -> int:
-    if not is_number(count) or int(count) != count or count < 1:
-        raise ValueError(f"`descent({name}=...)` must be a whole number, at least 1; got {count}.")
-    return int(count)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .engine import MONOTONE, Growth, Outcome, Request, Run, disagreement, growth, stats, verdict
+from .engine import MONOTONE, Growth, Outcome, Request, Run, growth, hindrance, stats, verdict, with_rounding
 from .problem import Observable, Problem, as_array, check_value
 from .progress import Report, live_line
 from .provenance import provenance
@@ -38,7 +38,10 @@ def gradient_flow(
         ts: times to record, increasing, within [0, t1]. None records every accepted step of the solver, which is
             where things happen: few on a plateau, many in a descent.
         observables: name -> `fn(params, data) -> array`, evaluated where the flow is recorded. `loss`, `grad_norm` and
-            `dissipation` are always there. Pass the same function objects again and nothing is compiled again.
+            `dissipation` = ∫‖∇L‖² dt are always there. The last is a quadrature from four gradients a step, which
+            `traj.stats["energy_error"]` compares with L(0) − L(t): a few per cent off where a step spans many
+            relaxation times, and so are its crossings. L(0) − L(t) is better known wherever rounding of the loss is
+            small beside it: watch the loss instead. Pass the same function objects again and nothing is compiled again.
         crossings: name -> (observable, level) or (observable, level, "up" | "down"). Every crossing is located on
             the dense output and recorded; none ends the flow. A crossing is where the observable passes its level or
             first reaches it, as a count or a clipped value does that stays there. A jump over the level is a crossing
@@ -97,8 +100,9 @@ def begin_flow(request: Request) -> Ongoing:
 def end_flow(ongoing: Ongoing) -> Trajectory:
     """The second half, after `ongoing.run.drive()`: all that was recorded, and how it ended."""
     run, request, began = ongoing
-    numbers, wrong = stats(run) | _watching(run, request), disagreement(run)
+    numbers, wrong = stats(run) | _watching(run, request), run.wrong()
     numbers |= {"is_gradient": wrong is None, "wall_s": time.perf_counter() - began}
+    used_up = run.outcome == Outcome.RUNNING and not run.satisfied() and not wrong
     status, result = verdict(
         run.outcome,
         numbers["t1"],
@@ -109,8 +113,9 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
         growth=growth(run) if run.outcome == Outcome.UNDERFLOW else Growth.NONE,
         size=float(np.max(np.abs(run.state.y))),
         wrong=wrong,
-        rounding=numbers["rounding"],
+        hindrance=hindrance(run) if used_up else None,
     )
+    status, result = with_rounding(status, result, numbers["rounding"])
     return Trajectory(
         ts=run.log.times(),
         series=run.log.series(),

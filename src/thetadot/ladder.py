@@ -77,6 +77,7 @@ def crossing_times(
         tighter rung did not reach it, or rounding decides when, or whether, it is.
     """
     check_ladder(rtol, params0)
+    check_ladder(rtol, params0)
     progress, trajs = options.pop("progress", False), []
     options = {"ts": [t1], "observables": observables or {}, "crossings": crossings, "solver": solver} | options
     while (rung := next_rung(trajs)) is not None:
@@ -88,9 +89,8 @@ def crossing_times(
 def check_ladder(rtol: float, params0: PyTree) -> None:
     """Raises if the parameters' dtype does not resolve every rung."""
     dtypes = [np.asarray(leaf).dtype for leaf in jax.tree.leaves(params0)]
-    if dtypes and all(dtype.kind == "f" for dtype in dtypes):  # others are refused by the flow
-        for rung in LADDER:
-            check_rtol(rung.tolerance * rtol, dtypes[0])
+    if dtypes and all(dtype in (np.float32, np.float64) for dtype in dtypes):  # others are refused by the flow
+        check_rtol(rtol, dtypes[0], finest=min(rung.tolerance for rung in LADDER))
 
 
 def next_rung(trajs: Sequence[Trajectory]) -> Rung | None:

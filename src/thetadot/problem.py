@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, PyTree
 
 _UNDERFLOW = 0.4  # smallest start, as a power of the smallest number: squares of a thousandth of it are still numbers
 
+_FEWEST_BITS = 32  # of a number, whose rounding leaves something of a flow
+
 Params = PyTree[Float[Array, "..."], "Params"]
 Observable = Callable[[Any, Any], Any]
 
@@ -85,11 +87,6 @@ def _as_arrays(tree: PyTree, argument: str, advice: str) -> PyTree:
     return jax.tree.map(convert, tree)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is one real number, of Python, NumPy or JAX."""
-    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
-
-
 def takes_two(fn: Callable) -> bool:
     """Whether a function can be called with parameters and data; True where its signature is not known."""
     try:
@@ -141,6 +138,11 @@ def check_start(problem: Problem, params0: PyTree) -> PyTree:
         raise ValueError(
             f"`params0` must hold floating-point arrays only; got {_names(dtypes)}. "
             "Keep integers and flags in `Problem(data=...)`."
+        )
+    if any(jnp.finfo(dtype).bits < _FEWEST_BITS for dtype in dtypes):
+        raise ValueError(
+            f"`params0` is {_names(dtypes)}, in which rounding is larger than the steps of a flow: cast it to float64, "
+            "or to float32."
         )
     if len(dtypes) > 1:
         raise ValueError(f"`params0` must have one dtype; got {_names(dtypes)}. Cast all of it to float64.")

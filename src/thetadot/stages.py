@@ -6,6 +6,7 @@ from typing import Literal
 import equinox as eqx
 import numpy as np
 
+from .scalars import check_positive, is_number
 from .trajectory import Trajectory
 
 
@@ -61,9 +62,8 @@ def find_stages(traj: Trajectory, prominence: float = 2.0, margin: float = 0.05)
     Raises:
         ValueError: `prominence` or `margin` makes no sense.
     """
-    if not (prominence > 0 and np.isfinite(prominence)):
-        raise ValueError(f"`find_stages(prominence=...)` must be positive and finite; got {prominence}.")
-    if not 0 <= margin < 0.5:
+    check_positive(prominence, "find_stages(prominence=...)")
+    if not (is_number(margin) and 0 <= margin < 0.5):
         raise ValueError(f"`find_stages(margin=...)` must lie in [0, 0.5); got {margin}.")
     ts, loss = np.asarray(traj.ts, float), np.asarray(traj["loss"], float)
     speed = np.asarray(traj["grad_norm"], float) ** 2

@@ -9,8 +9,8 @@
 
 from .checkpoints import checkpoint as checkpoint
 from .checkpoints import resume as resume
-from .ending import disagreement as disagreement
 from .ending import growth as growth
+from .ending import hindrance as hindrance
 from .loop import on_one_core as on_one_core
 from .record import MONOTONE as MONOTONE
 from .request import STANDING as STANDING
@@ -21,5 +21,6 @@ from .stats import stats as stats
 from .status import Growth as Growth
 from .status import Outcome as Outcome
 from .status import verdict as verdict
+from .status import with_rounding as with_rounding
 from .tiers import compiled_at_once as compiled_at_once
 from .together import drive_together as drive_together

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..memory import VECTORS, check_memory
-from ..problem import Observable, Problem, check_functions, check_start, is_number, largest_array
+from ..problem import Observable, Problem, check_functions, check_start, largest_array
+from ..scalars import check_count, check_positive, is_number
 from ..solvers import DisplacementController, choose_solver
 from .layout import Layout
 from .state import Flow
@@ -50,10 +51,8 @@ class Request:
         """Checks everything, and makes what the engine runs."""
         start = check_start(self.problem, self.params0)
         dtype = jax.tree.leaves(start)[0].dtype
-        if not (is_number(self.t1) and math.isfinite(self.t1) and self.t1 > 0):
-            raise ValueError(f"`gradient_flow(t1=...)` must be a positive, finite time; got {self.t1}.")
-        if not (is_number(self.max_steps) and self.max_steps == int(self.max_steps) >= 0):
-            raise ValueError(f"`gradient_flow(max_steps=...)` must be a whole number of steps; got {self.max_steps}.")
+        check_positive(self.t1, "gradient_flow(t1=...)", "time")
+        check_count(self.max_steps, "gradient_flow(max_steps=...)", least=0)
         check_rtol(self.rtol, dtype)
         layout = Layout.of(start)
         object.__setattr__(self, "_flow", self._make_flow(start, layout, dtype))
@@ -128,19 +127,26 @@ class Request:
         )
 
 
-def check_rtol(rtol: float, dtype) -> None:
-    """Raises if a tolerance is not a positive number that the dtype can resolve."""
+def check_rtol(rtol: float, dtype, finest: float = 1.0) -> None:
+    """Raises if a tolerance is not a positive number that the dtype can resolve.
+
+    Args:
+        rtol: as the user gave it.
+        dtype: of the parameters.
+        finest: the tightest tolerance at which the flow will be solved, in units of `rtol`.
+    """
     if not (is_number(rtol) and 0 < rtol <= 0.1):
         raise ValueError(f"`rtol` must lie in (0, 0.1]; got {rtol}. Try 1e-6, or 1e-3 for a first look.")
-    smallest = _RESOLUTION * float(np.finfo(dtype).eps)
+    smallest = _RESOLUTION * float(np.finfo(dtype).eps) / finest
     if rtol < smallest:
+        why = "" if finest == 1 else f", as errors come from a solution at rtol/{1 / finest:g}"
         fix = "loosen it"
         if dtype == np.float32:
             switched_on = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
             fix = "cast them to float64" if switched_on else _SWITCH_ON
         raise ValueError(
-            f"`rtol`={rtol:g} is below what {dtype} parameters resolve ({smallest:.1e}): {fix}. In float32, rounding "
-            "also seeds every saddle and shortens its plateau."
+            f"`rtol`={rtol:g} is below what {dtype} parameters resolve (it must be at least {smallest:.1e}{why}): "
+            f"{fix}. In float32, rounding also seeds every saddle and shortens its plateau."
         )
 
 

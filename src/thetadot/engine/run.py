@@ -18,6 +18,7 @@ from ..solvers import (
     is_worth_a_race,
     runners,
 )
+from .identity import disagreement
 from .lapack import one_lapack_thread
 from .log import Log
 from .record import observe
@@ -28,6 +29,7 @@ from .tiers import Tiers
 
 _CHUNK_STEPS = 256  # tried between two visits to the host while progress is shown
 _SHORT_CHUNK = 32  # where the flow may be left at any time
+_DOUBT_STEPS = 2000  # between two looks at whether the gradient is that of the loss
 _TRIAL_STEPS = 16  # of each method in a race, twice
 _GAIN = 2.0  # in distance for equal work, from which the flow changes to another method
 
@@ -87,9 +89,13 @@ class Run:
 
     def drive(self, show: Callable[[Report], None] | None = None) -> None:
         """Runs chunk after chunk until the flow has an outcome or its steps are used up."""
-        began = time.perf_counter()
+        began, doubted = time.perf_counter(), self.num_steps
         with one_lapack_thread(), needs_forward_mode():
             while self.unfinished():
+                if self.num_steps >= doubted + _DOUBT_STEPS:
+                    doubted = self.num_steps
+                    if self.wrong():
+                        break
                 strained = self._advance(self._chunk(bool(show)))
                 if show:
                     show(self._report(time.perf_counter() - began))
@@ -106,11 +112,18 @@ class Run:
         """Whether every crossing that is wanted has been found, and nothing else is wanted."""
         return self.wanted is not None and all(self.log.crossing_ts[i] for i in self.wanted)
 
+    def wrong(self) -> str | None:
+        """A sentence where the gradient is not that of the loss."""
+        if self.num_steps == 0:
+            return None
+        points = (0.0, self.params0), (float(self.state.t), np.asarray(self.state.y))
+        return disagreement(self.drop, float(self.state.dissipation), points, self.tiers.field.value_and_grad)
+
     def _chunk(self, shown: bool) -> int:
         """Steps until the next visit to the host."""
         if self.wanted is not None:
             return _SHORT_CHUNK
-        return _CHUNK_STEPS if shown else self.max_steps
+        return _CHUNK_STEPS if shown else _DOUBT_STEPS
 
     def _advance(self, num_steps: int) -> bool:
         """Tries up to `num_steps` steps and collects their rows; returns whether the solver is strained."""

@@ -34,7 +34,7 @@ def verdict(
     growth: Growth,
     size: float,
     wrong: str | None,
-    rounding: float,
+    hindrance: str | None,
 ) -> tuple[str, str]:
     """(status, sentence) of a flow that has ended.
 
@@ -48,21 +48,10 @@ def verdict(
         growth: how the parameters grew, if no step was small enough.
         size: largest |θ| at the end.
         wrong: a sentence where the gradient is not that of the loss; no other advice is worth anything then.
-        rounding: the largest part of a growing motion that was rounding's.
+        hindrance: why more steps than `max_steps` would not help, and what would.
     """
-    status, sentence = _ending(outcome, t, stop, satisfied, max_steps, solver, growth, size, wrong)
-    if rounding < _DECIDES or status not in ("done", "stopped"):
-        return status, sentence
-    return "rounding", (
-        f"{sentence} But rounding decides when it leaves a saddle, or whether: {100 * min(rounding, 1):.2g} % of a "
-        "growing motion come from it. `crossing_times` tells which times mean something."
-    )
-
-
-def _ending(outcome, t, stop, satisfied, max_steps, solver, growth, size, wrong) -> tuple[str, str]:
     if wrong:
-        status = "step limit" if outcome == Outcome.RUNNING and not satisfied else "failed"
-        return status, f"Ended at t = {t:.6g}, and the numbers mean nothing: {wrong}"
+        return "failed", f"Ended at t = {t:.6g}, and the numbers mean nothing: {wrong}"
     match outcome:
         case Outcome.REACHED:
             return "done", f"Reached t1 = {t:g}."
@@ -73,10 +62,8 @@ def _ending(outcome, t, stop, satisfied, max_steps, solver, growth, size, wrong)
         case Outcome.RUNNING if satisfied:
             return "stopped", f"Left at t = {t:.6g}, after the first crossing of each level that was wanted."
         case Outcome.RUNNING:
-            return "step limit", (
-                f"Ended by `max_steps` = {max_steps} at t = {t:.6g}: raise it, loosen `rtol`, or try another "
-                f"solver than {solver}."
-            )
+            advice = hindrance or f"raise it, loosen `rtol`, or try another solver than {solver}."
+            return "step limit", f"Ended by `max_steps` = {max_steps} at t = {t:.6g}: {advice}"
     if growth == Growth.OVERFLOW:
         return "blew up", (
             f"Overflowed at t = {t:.6g}: the parameters grow beyond floating point, exponentially or faster, and have "
@@ -90,4 +77,14 @@ def _ending(outcome, t, stop, satisfied, max_steps, solver, growth, size, wrong)
     return "failed", (
         f"Failed at t = {t:.6g}: no step is small enough. The loss or its gradient is probably not finite, or not "
         "smooth, just beyond this point."
+    )
+
+
+def with_rounding(status: str, sentence: str, share: float) -> tuple[str, str]:
+    """The same, unless a `share` of a growing motion came from rounding that moves the time of its escape."""
+    if share < _DECIDES or status not in ("done", "stopped"):
+        return status, sentence
+    return "rounding", (
+        f"{sentence} But rounding decides when it leaves a saddle, or whether: {100 * min(share, 1):.2g} % of a "
+        "growing motion come from it. `crossing_times` tells which times mean something."
     )

@@ -59,17 +59,22 @@ def options_of(experiment: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
 
 
-def run(experiment: Any, *, progress: bool | Callable = False) -> Trajectory:
+def run(
+    experiment: Any, *, progress: bool | Callable = False, announce: Callable[[Setup], None] | None = None
+) -> Trajectory:
     """Solve an experiment's flow.
 
     Args:
         experiment: an instance of one of `EXPERIMENTS`.
         progress: as in `gradient_flow`.
+        announce: called with what is to be solved, before it begins.
 
     Returns:
         The trajectory, with the experiment's name, options, predicted plateaus and labels in its provenance.
     """
     setup: Setup = experiment.setup()
+    if announce:
+        announce(setup)
     traj = gradient_flow(
         setup.problem,
         setup.params0,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 from jaxtyping import PyTree
 
 from thetadot.memory import VECTORS, check_memory
@@ -38,6 +39,16 @@ class Setup:
     plateaus: Mapping[str, float]
     labels: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that the flow moves."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params0))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that a solver takes, at least."""
+        return _BYTES * VECTORS * self.num_parameters
 
 
 def check_sizes(**sizes: int) -> None:

@@ -58,10 +58,7 @@ def _axis(text: str, experiment: Any) -> tuple[str, np.ndarray]:
     numeric = [key for key, value in options.items() if isinstance(value, int | float)]
     if name not in numeric:
         raise ValueError(f"`--over {text}`: {name!r} is not among {', '.join(numeric)}.")
-    try:
-        axis = _values(values)
-    except ValueError:
-        raise ValueError(f"`--over {text}` must be {_FORM}.") from None
+    axis = _values(text, values)
     if not np.all(np.isfinite(axis)):
         raise ValueError(f"`--over {text}`: its values must be finite.")
     if isinstance(options[name], int):
@@ -71,20 +68,22 @@ def _axis(text: str, experiment: Any) -> tuple[str, np.ndarray]:
     return name, axis
 
 
-def _values(text: str) -> np.ndarray:
+def _values(axis: str, text: str) -> np.ndarray:
+    """The values of an axis, which is what the user wrote."""
     first, *rest = text.split(":")
-    if not rest:
-        return np.array([float(value) for value in text.split(",")])
-    if len(rest) not in (2, 3):
-        raise ValueError
-    start, end, count = float(first), float(rest[0]), int(rest[1])
-    log = rest[2:] == ["log"]
-    if rest[2:] not in ([], ["log"], ["lin"]) or not 1 <= count <= _MOST:
-        raise ValueError
+    try:
+        if not rest:
+            return np.array([float(value) for value in text.split(",")])
+        start, end, count = float(first), float(rest[0]), float(rest[1])
+        log = {(): False, ("lin",): False, ("log",): True}[tuple(rest[2:])]
+    except (ValueError, KeyError, IndexError):
+        raise ValueError(f"`--over {axis}` must be {_FORM}.") from None
+    if not (1 <= count <= _MOST and count == int(count)):
+        raise ValueError(f"`--over {axis}`: COUNT must be a whole number from 1 to {_MOST}; got {rest[1]}.")
     if log and not (start > 0 and end > 0):
-        raise ValueError
+        raise ValueError(f"`--over {axis}`: a logarithmic grid must begin and end above 0; got {first} and {rest[0]}.")
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
-        return (np.geomspace if log else np.linspace)(start, end, count)
+        return (np.geomspace if log else np.linspace)(start, end, int(count))
 
 
 def scanned(sizes: Mapping[Any, int], axes: Mapping[str, np.ndarray]) -> str | None:

@@ -15,7 +15,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ import numpy as np
 from ..engine import STANDING, check_rtol
 from ..problem import Observable
 from ..provenance import provenance
+from ..scalars import check_count, check_positive
 from ..solvers import choose_solver
 from .engines import Lanes, choose_engine
 from .grid import Axes, check_grid, point_at
@@ -203,10 +203,9 @@ def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping)
 def _check_settings(t1, solver, rtol, max_steps) -> None:
     check_rtol(rtol, np.dtype(float))
     choose_solver(solver, np.asarray(rtol))
-    if not callable(t1) and not (math.isfinite(t1) and t1 > 0):
-        raise ValueError(f"`scan(t1=...)` must be a positive, finite time or a function of the point; got {t1}.")
-    if max_steps < 1:
-        raise ValueError(f"`scan(max_steps=...)` must be at least 1; got {max_steps}.")
+    if not callable(t1):
+        check_positive(t1, "scan(t1=...)", "time or a function of the point")
+    check_count(max_steps, "scan(max_steps=...)")
 
 
 def _configuration(job: Job, loss: str | None) -> dict[str, Any]:

@@ -138,13 +138,14 @@ def _as_numbers(n: UInt32[Array, "..."], like: Array) -> Float[Array, "..."]:
     return n.astype(like.dtype) / namespace(like).asarray(2**31, like.dtype) - 1
 
 
-def disturbed(before: np.ndarray, after: np.ndarray, size: float) -> np.ndarray:
+def disturbed(before: Float[Array, " P"], after: Float[Array, " P"], size: float) -> Float[Array, " P"]:
     """1 ± `size` at most for each parameter, at random; the same for those that are equal or opposite before and after.
 
     Of a flow whose parameters are multiplied by these numbers, every number is as if it had been rounded by `size`; but
     what the flow keeps equal, opposite or absent is so still.
     """
-    return 1 + size * _as_numbers(_hashed(np.concatenate([_words(before), _words(after)], axis=1)), before)
+    words = namespace(before).concatenate([_words(before), _words(after)], axis=1)
+    return 1 + size * _as_numbers(_hashed(words), before)
 
 
 def nudge(y: Float[Array, " P"]) -> Float[Array, " P"]:
