@@ -32,6 +32,8 @@ ORDER = [
     "_types",
     "arrays",
     "memory",
+    "stored",
+    "trees",
     "models",
     "data",
     "inits",
