@@ -1,12 +1,8 @@
 """What is saved is read back, all of it or nothing; and a trajectory prints and converts itself."""
 
 import json
-import os
-import platform
 import random
 import shutil
-import subprocess
-import sys
 from typing import NamedTuple
 
 import jax
@@ -228,17 +224,6 @@ def test_of_two_that_save_at_once_one_succeeds(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert_same(td.load(tmp_path / "run"), trajectory(STACK, status="blew up"))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    here, elsewhere = platform.node(), f"not-{platform.node()}"
-    names = [f".run.{who}.x1.partial" for who in (f"{dead.pid}@{here}", f"{os.getpid()}@{here}", f"1@{elsewhere}")]
-    for name in names:
-        (tmp_path / name / "folder").mkdir(parents=True)
-    trajectory().save(tmp_path / "run")
-    assert {path.name for path in tmp_path.iterdir()} == {"run", *names[1:]}
 
 
 def test_xarray_opens_what_was_saved(tmp_path):
