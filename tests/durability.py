@@ -32,7 +32,9 @@ def start(cache, *args):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }
-    return subprocess.Popen([*PROGRAM, *map(str, args)], env=env, stdout=-1, stderr=-1, text=True)
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, args)], env=env, stdout=-1, stderr=-1, text=True, start_new_session=True
+    )
 
 
 def values(ds):
@@ -48,7 +50,7 @@ def kills(folder, engine, number, moments):
         assert process.stdout
         process.stdout.readline()  # a first lane, so that most kills meet a scan at work
         time.sleep(moments.uniform(0, 1.0))
-        process.send_signal(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # its workers, too, which would wait for it for ever
         told = max([0, *map(int, process.stdout.read().split())])
         _, stderr = process.communicate(timeout=120)
         assert process.returncode in (0, -signal.SIGKILL), stderr
