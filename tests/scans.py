@@ -2,8 +2,12 @@
 
 import multiprocessing
 import os
+import random
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +39,15 @@ def make(x0, kind="usual", seed=0):
 def make_slowly(x0, seed=0):
     time.sleep(0.05)
     return make(x0, seed=seed)
+
+
+def stuck(x0):
+    """Cannot be left for some seconds, as a lane that is being compiled."""
+    if threading.current_thread() is not threading.main_thread():  # where `make` is tried first
+        sys.stdout.write("stuck\n")
+        sys.stdout.flush()
+        time.sleep(6)
+    return make(x0)
 
 
 def die(x0):
@@ -86,12 +99,19 @@ def t1(x0, seed):
     return 8.0 + seed
 
 
+X0 = np.linspace(0.02, 0.3, 6)
 GRID = {"x0": np.linspace(0.02, 0.2, 8), "seed": range(8)}
 
 
 def scan_slowly(store, **options):
     """64 lanes of some 50 ms."""
     return td.scan(make_slowly, GRID, 8.0, MEASURE, OBSERVABLES, store, solver="tsit5", errors=False, **options)
+
+
+def scan_few(store, **options):
+    """Six lanes."""
+    measure = {**MEASURE, "ends": ends}
+    return td.scan(make, {"x0": X0}, 8.0, measure, OBSERVABLES, store, solver="tsit5", errors=False, **options)
 
 
 def scan_for_ever(store, **options):
@@ -113,6 +133,21 @@ def scan_everywhere(**options):
     return td.scan(make, GRID, t1, measure, OBSERVABLES, solver="tsit5", **options)
 
 
+def make_the_same_stores(folder, who, number, moments):
+    """At the moments at which another process makes them, but for 20 ms."""
+    scan_few(None)
+    for i in range(number):
+        (folder / f"{i}{who}").touch()
+        while not (folder / f"{i}{'ba'[who == 'b']}").exists():
+            pass
+        time.sleep(moments.uniform(0, 0.02))
+        try:
+            outcome = set(scan_few(folder / f"{i}.zarr").status.values.tolist())
+        except Exception as error:
+            outcome = {type(error).__name__ if isinstance(error, BlockingIOError) else f"{error!r}"}
+        sys.stdout.write(f"{' '.join(outcome)}\n")
+
+
 if __name__ == "__main__":
 
     def tell(tally):
@@ -120,8 +155,15 @@ if __name__ == "__main__":
         sys.stdout.flush()
 
     match sys.argv[1:]:
-        case ["slow", store]:
-            scan_slowly(store, progress=tell)
+        case ["slow", store, "pool"]:
+            with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+                scan_slowly(store, progress=tell, executor=executor)
+        case ["slow", store, *engine]:
+            scan_slowly(store, progress=tell, engine=(*engine, "threads")[0])
+        case ["stuck", store]:
+            td.scan(stuck, {"x0": X0}, 8.0, MEASURE, OBSERVABLES, store, solver="tsit5", engine="threads")
+        case ["double", folder, who, number, seed]:
+            make_the_same_stores(Path(folder), who, int(number), random.Random(int(seed)))
         case ["long", store]:
             keep.PAUSE_S = 0.0
             scan_long(store)

@@ -1,5 +1,6 @@
 """Scans of flows that are known: what is in the dataset, that no lane harms another, and what is refused."""
 
+import asyncio
 import json
 import math
 import threading
@@ -24,6 +25,11 @@ from thetadot.scan.tally import Tally, describe_tally
 solve = partial(td.scan, t1=8.0, measure=MEASURE, observables=OBSERVABLES, solver="tsit5", errors=False)
 X0 = np.array([0.02, 0.1, 0.3])
 EXACT = np.log(1 / X0 - 1)
+
+
+class BadTold(BaseException):
+    def __str__(self):
+        raise RuntimeError("cannot be told")
 
 
 @pytest.fixture(params=[("threads", 1), ("threads", 3), ("batches", 2)])
@@ -244,6 +250,51 @@ def test_a_lane_whose_end_raises_fails_alone(monkeypatch, engine):
     assert list(ds.status) == ["done", "failed", "done"] and "no end" in str(ds.result.values[1])
 
 
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, SystemExit, GeneratorExit, pytest.fail.Exception, BadTold])
+@pytest.mark.parametrize("where", ["make", "measure"])
+def test_whatever_a_lane_raises_is_its_failure(engine, raised, where):
+    def make_or_raise(x0):
+        if where == "make" and x0 == X0[1]:
+            raise raised("\udc80")
+        return make(x0)
+
+    def measure_or_raise(traj):
+        if where == "measure" and abs(traj["x"][0] - X0[1]) < 1e-12:
+            raise raised("\udc80")
+        return traj["x"][-1]
+
+    ds = solve(make_or_raise, {"x0": X0}, measure={"last": measure_or_raise}, engine=engine)
+    assert list(ds.status) == ["done", "failed", "done"] and list(np.isnan(ds["last"])) == [False, True, False]
+    assert f": {raised.__name__}" in str(ds.result.values[1])
+
+
+def test_an_interrupt_in_a_lane_ends_the_scan(engine, tmp_path):
+    def make_or_interrupt(x0):
+        if x0 == X0[1]:
+            raise KeyboardInterrupt
+        return make(x0)
+
+    with pytest.raises(KeyboardInterrupt, match="lanes to do; the others are in"):
+        solve(make_or_interrupt, {"x0": X0}, engine=engine, store=tmp_path / "scan.zarr")
+
+
+@pytest.mark.parametrize("name", ["threads", "batches"])
+def test_an_engine_that_breaks_ends_the_scan(monkeypatch, name):
+    def broken(self, *args):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(engines.Waiting, "take", broken)
+    with pytest.raises(MemoryError, match="no room"):
+        solve(make, {"x0": X0}, engine=name)
+
+
+@pytest.mark.parametrize("value", [None, "1", 1j, [None], {"a": 1}], ids=repr)
+def test_what_is_no_number_is_no_measurement(value):
+    ds = solve(make, {"x0": X0[:1]}, measure={"odd": lambda traj: value, **MEASURE})
+    assert list(ds.status) == ["failed"] and np.all(np.isnan(ds.odd)) and ds.half[0] > 0
+    assert "`measure['odd']` failed: ValueError: it must return a number or an array of" in str(ds.result.values[0])
+
+
 def test_auto_takes_batches_on_an_accelerator_where_lanes_are_even(monkeypatch):
     job = Job(make, check_grid({"x0": X0}), 8.0, {}, {}, {}, "auto", 1e-6, False, 1000, True)
     assert engines.choose_engine("auto", None, job) is engines.threads
@@ -301,6 +352,21 @@ def fresh_loss(x0):
         ({"measure": {"half": ("x",)}}, "function of the trajectory"),
         ({"measure": {"x0": ("x", 0.5)}}, "may not be called x0"),
         ({"measure": {"a": ("x", 0.5), "a_error": ends}}, "may not be called a_error"),
+        ({"measure": {"x/y": ("x", 0.5)}}, "may not be called 'x/y': give it a name of at most 100"),
+        ({"measure": {"x/y": ends}}, "may not be called 'x/y': give it a name"),
+        ({"measure": {"": ends}}, "may not be called '': give it a name"),
+        ({"measure": {"__a": ends}}, "may not be called '__a': give it a name"),
+        ({"measure": {"zarr.json": ends}}, "may not be called 'zarr.json': give it a name"),
+        ({"measure": {"status": ends}}, "may not be called status"),
+        ({"measure": {"loss1": ("x", 0.5)}}, "may not be called loss1"),
+        ({"measure": {"half": ("x", np.nan)}}, r"`measure\['half'\]` has the level NaN"),
+        ({"grid": {"x0": X0, "status": [0]}}, "`grid` may not have an axis called status"),
+        ({"grid": {"x0": X0, "loss1": [0]}}, "`grid` may not have an axis called loss1"),
+        ({"grid": {"x0": X0, "half_error": [0]}}, "`grid` may not have an axis called half_error"),
+        ({"grid": {"x0": X0, "a_0": [0]}, "measure": {"a": ends}}, "`grid` may not have an axis called a_0"),
+        ({"grid": {"x0": 3.0}}, r"`grid\['x0'\]` must be a non-empty list of numbers or of strings; got 3.0"),
+        ({"grid": {"x0": "abc"}}, "non-empty list"),
+        ({"grid": {"x0": [[0.1], [0.2, 0.3]]}}, "non-empty list"),
         ({"make": fresh_loss}, "every lane would compile"),
     ],
 )

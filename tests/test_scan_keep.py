@@ -2,12 +2,11 @@
 
 import contextlib
 import os
+import platform
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +14,8 @@ import xarray as xr
 import zarr
 from filelock import FileLock
 
-from scans import LONG, MEASURE, OBSERVABLES, make_stiff, num_rows, scan_long, scan_slowly
+import durability
+from scans import LONG, MEASURE, OBSERVABLES, make_stiff, num_rows, scan_few, scan_long, scan_slowly
 from thetadot.engine import tiers
 from thetadot.scan import engines, keep
 from thetadot.scan.grid import check_grid
@@ -79,9 +79,7 @@ def after(visits):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Starts a scan of `scans.py` in a process of its own."""
-    env = os.environ | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    program = [sys.executable, Path(__file__).with_name("scans.py")]
-    return lambda *args: subprocess.Popen([*program, *args], env=env, stdout=-1, stderr=-1, text=True)
+    return partial(durability.start, tmp_path_factory.mktemp("compiled"))
 
 
 def wait_for(path, pattern, process):
@@ -209,6 +207,23 @@ def test_a_store_that_is_being_written_is_refused_and_one_left_by_the_dead_is_ta
     assert (path / IN_PROGRESS / "lock").exists()
     assert np.all(scan_slowly(path).status == "done")
     assert not (path / IN_PROGRESS).exists()
+
+
+@pytest.mark.parametrize("host, warns", [("elsewhere", True), (platform.node(), False)])
+def test_a_store_left_by_another_machine_is_taken_over_with_a_warning(tmp_path, host, warns):
+    """Whose process may run still, where locks are not shared; of this machine's the system knows."""
+    path = tmp_path / "scan.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        scan_few(path, progress=interrupt)
+    assert not (path / IN_PROGRESS / "writer").exists()
+    (path / IN_PROGRESS / "writer").write_text(f"process 12 on {host}, since 2026-01-01 00:00")
+    said = r"was left without an end by process 12 on elsewhere, since 2026-01-01 00:00. If that still runs"
+    with pytest.warns(UserWarning, match=said) if warns else contextlib.nullcontext():
+        assert np.all(scan_few(path).status == "done")
+
+
+def interrupt(tally):
+    raise KeyboardInterrupt
 
 
 def test_two_scans_of_one_process_cannot_write_one_store_either(tmp_path):

@@ -1,6 +1,6 @@
 """What a scan leaves behind: nothing finished is lost, whatever happens to the process, the disk or the plan."""
 
-import os
+import platform
 import random
 import resource
 import signal
@@ -16,6 +16,7 @@ import pytest
 import xarray as xr
 import zarr
 
+import durability
 import thetadot as td
 from flows import at, first
 from scans import GRID, MEASURE, OBSERVABLES, ends, make, scan_slowly
@@ -166,9 +167,11 @@ def test_what_is_no_store_is_left_alone(tmp_path):
 
 def test_a_store_that_was_half_made_is_made_anew(tmp_path):
     path = tmp_path / "scan.zarr"
-    partial_store = tmp_path / ".scan.zarr.partial"
-    partial_store.mkdir()
-    (partial_store / "zarr.json").write_text("{")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    half = tmp_path / f".scan.zarr.{dead.pid}@{platform.node()}.x1.partial" / "folder"
+    half.mkdir(parents=True)
+    (half / "zarr.json").write_text("{")
     path.mkdir()  # empty
     assert np.all(solve(make, {"x0": X0}, store=path).status == "done")
     assert [child.name for child in tmp_path.iterdir()] == ["scan.zarr"]
@@ -220,15 +223,7 @@ def uninterrupted():
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Starts the program of `scans.py` in a process of its own; compiled code is kept from one to the next."""
-    cache = tmp_path_factory.mktemp("compiled")
-    env = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_ENABLE_X64": "1",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
-    command = [sys.executable, Path(__file__).with_name("scans.py")]
-    return lambda *args: subprocess.Popen([*command, *args], env=env, stdout=-1, stderr=-1, text=True)
+    return partial(durability.start, tmp_path_factory.mktemp("compiled"))
 
 
 def kill_and_resume(start, path, kills, uninterrupted):
@@ -277,6 +272,27 @@ def test_control_c_stops_at_once_and_says_how_to_go_on(start, tmp_path):
     assert "2 of 3 lanes to do" in stderr and "the same call goes on from there" in stderr
     assert process.returncode == -signal.SIGINT, stderr
     assert sorted(statuses(path)) == ["done", PENDING, PENDING]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("presses", [1, 2])
+def test_lanes_that_cannot_be_left_are_waited_for_with_a_word(start, tmp_path, presses):
+    path = tmp_path / "scan.zarr"
+    process = start("stuck", str(path))
+    assert process.stdout and process.stderr and process.stdout.readline() == "stuck\n"
+    began, told = time.monotonic(), ""
+    process.send_signal(signal.SIGINT)
+    while "Ctrl-C once more ends at once" not in told:
+        line = process.stderr.readline()
+        assert line, told
+        told += line
+    assert time.monotonic() - began < 4 and "KeyboardInterrupt: interrupted with 6 of 6 lanes to do" in told
+    if presses == 2:
+        process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGINT if presses == 1 else 130)
+    assert (time.monotonic() - began < 5) == (presses == 2)
+    assert list(statuses(path)) == [PENDING] * 6
 
 
 # --- many lanes ---

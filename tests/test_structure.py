@@ -35,6 +35,8 @@ ORDER = [
     "scalars",
     "infinity",
     "slopes",
+    "stored",
+    "trees",
     "models",
     "data",
     "inits",

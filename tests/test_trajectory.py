@@ -1,6 +1,8 @@
 """What is saved is read back, all of it or nothing; and a trajectory prints and converts itself."""
 
 import json
+import random
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ import xarray as xr
 import zarr
 
 import thetadot as td
+from damages import DAMAGES
 
 TS = np.array([0.0, 0.5, 2.0])
 
@@ -89,14 +92,6 @@ def test_other_containers_come_back_with_like(tmp_path):
         td.load(tmp_path / "run", like=NESTED)
 
 
-@pytest.mark.parametrize("names", [("w.a", "w.b"), ("w/a", "w/b"), ("[0]", "[1]"), ("0", "1")])
-def test_names_with_punctuation_survive_with_like(tmp_path, names):
-    params1 = {name: jnp.full(2, float(i)) for i, name in enumerate(names)}
-    traj = trajectory(params1)
-    traj.save(tmp_path / "run")
-    assert_same(td.load(tmp_path / "run", like=params1), traj)
-
-
 def test_series_with_punctuation_survive(tmp_path):
     traj = trajectory(series=trajectory().series | {"layer/norm": np.ones(3), "a.b": np.zeros(3)})
     traj.save(tmp_path / "run")
@@ -161,31 +156,74 @@ def test_an_unwritable_place_is_an_os_error(tmp_path):
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-@pytest.mark.parametrize("damage", ["missing", "file", "empty", "no metadata", "half", "other"])
-def test_what_is_no_trajectory_is_refused_in_one_sentence(tmp_path, damage):
+@pytest.mark.parametrize("what", ["missing", "file", "empty", "no metadata", "cut metadata", "other", "earlier"])
+def test_what_is_no_trajectory_is_refused_in_one_sentence(tmp_path, what):
     path = tmp_path / "run"
-    if damage == "file":
+    if what == "file":
         path.write_text("text")
-    elif damage == "empty":
+    elif what == "empty":
         path.mkdir()
-    elif damage == "other":
+    elif what == "other":
         trajectory().to_xarray()[["loss"]].drop_attrs().to_zarr(path, consolidated=False)
-    elif damage != "missing":
+    elif what == "earlier":  # from before there were checksums
+        ds = trajectory().to_xarray()
+        ds.assign_attrs({"a": ""}).drop_attrs().assign_attrs(series=ds.attrs["series"]).to_zarr(
+            path, consolidated=False
+        )
+    elif what != "missing":
         trajectory().save(path)
-        meta = path / "zarr.json" if damage == "no metadata" else path / "loss" / "zarr.json"
-        assert meta.exists()
-        meta.write_text("{") if damage == "half" else meta.unlink()
+        meta = path / "zarr.json"
+        meta.unlink() if what == "no metadata" else meta.write_text(meta.read_text()[:-9])
     with pytest.raises(ValueError, match="is not a saved trajectory"):
         td.load(path)
 
 
-def test_a_damaged_chunk_is_refused(tmp_path):
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("what", ["loss/c/0", "loss/zarr.json", "params1.layers.[1].w/c/0/0"])
+def test_a_damaged_file_is_told_from_numbers(tmp_path, how, what):
     trajectory().save(tmp_path / "run")
-    chunks = [p for p in (tmp_path / "run" / "loss").rglob("*") if p.is_file() and p.name != "zarr.json"]
-    assert chunks
-    chunks[0].write_bytes(b"garbage")
-    with pytest.raises(ValueError, match="damaged"):
+    DAMAGES[how](tmp_path / "run" / what, random.Random(1))
+    with pytest.raises(ValueError, match=r"`.*run` is damaged: .*Copy it again from where it is whole, or trace"):
         td.load(tmp_path / "run")
+
+
+def test_an_array_that_is_missing_or_another_ones_is_damage(tmp_path):
+    path = tmp_path / "run"
+    trajectory().save(path)
+    shutil.copytree(
+        path / "grad_norm" / "c", path / "loss" / "c", dirs_exist_ok=True
+    )  # its checksum of Zarr's is right
+    with pytest.raises(ValueError, match="a file of `loss` is missing or altered"):
+        td.load(path)
+    shutil.rmtree(path / "loss")
+    with pytest.raises(ValueError, match="`loss` cannot be read"):
+        td.load(path)
+
+
+def test_so_is_a_digit_of_a_crossing(tmp_path):
+    trajectory().save(tmp_path / "run")
+    meta = tmp_path / "run" / "zarr.json"
+    text = meta.read_text()
+    assert text.count("1.7]") == 1
+    meta.write_text(text.replace("1.7]", "1.8]"))
+    with pytest.raises(ValueError, match=r"its `zarr.json` is not as it was written"):
+        td.load(tmp_path / "run")
+
+
+def test_of_two_that_save_at_once_one_succeeds(tmp_path, monkeypatch):
+    attributes = td.Trajectory._attributes
+
+    def meanwhile(self):
+        if self.status == "done":
+            trajectory(STACK, status="blew up").save(tmp_path / "run")
+        return attributes(self)
+
+    monkeypatch.setattr(td.Trajectory, "_attributes", meanwhile)
+    with pytest.raises(FileExistsError, match="exists: remove it, or give another name"):
+        trajectory().save(tmp_path / "run")
+    monkeypatch.undo()
+    assert_same(td.load(tmp_path / "run"), trajectory(STACK, status="blew up"))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_xarray_opens_what_was_saved(tmp_path):

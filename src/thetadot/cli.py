@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     gc.set_threshold(_COLLECT_AFTER)
     atexit.register(gc.freeze)  # the interpreter looks at every object once more before it ends: half a second
+    is_own = argv is None  # the process has nothing else to do
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         with painters(_will_draw(argv)) as waiting:
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as stop:  # a scan says what it has kept
         console(stderr=True).print(f"thetadot: {str(stop) or 'interrupted; nothing was saved.'}", soft_wrap=True)
+        if is_own and (leaving := sys.modules.get("thetadot.scan.leaving")):
+            leaving.leave_at_once()
         return 130
 
 

@@ -39,6 +39,8 @@ class Grid:
     """The law that is fitted: escape time ∝ x^p, or a + b log(1/x)."""
     errors: bool = True
     """Errors of the escape times, from solving every lane at two tighter tolerances as well."""
+    damaged: Literal["refuse", "redo"] = "refuse"
+    """What to do with lanes that the store has lost to a damaged file: refuse the store, or solve them again."""
     figures: bool = True
     """Figure of the laws."""
     json: bool = False
@@ -58,7 +60,7 @@ class ScanExperiment(Generic[E]):
         name = f"{name_of(self.experiment)}-scan-{datetime.now():%Y%m%d-%H%M%S}.zarr"
         store = grid.store or Path("runs") / name
         facts, table = scan_experiment(
-            self.experiment, grid.over, grid.seeds, store, grid.law, grid.errors, grid.figures, log
+            self.experiment, grid.over, grid.seeds, store, grid.law, grid.errors, grid.figures, log, grid.damaged
         )
         if grid.json:
             sys.stdout.write(report.to_json(facts) + "\n")
@@ -72,7 +74,15 @@ class ScanExperiment(Generic[E]):
 
 
 def scan_experiment(
-    experiment: Any, over: tuple[str, ...], seeds: int, store: Path, law: Law, errors: bool, figures: bool, log: Console
+    experiment: Any,
+    over: tuple[str, ...],
+    seeds: int,
+    store: Path,
+    law: Law,
+    errors: bool,
+    figures: bool,
+    log: Console,
+    damaged: Literal["refuse", "redo"] = "refuse",
 ) -> tuple[dict[str, Any], Table]:
     """Scans an experiment into a store, or finishes what is there, and fits a law to each escape time.
 
@@ -91,6 +101,7 @@ def scan_experiment(
         rtol=experiment.rtol,
         errors=errors,
         progress=True,
+        damaged=damaged,
     ).load()
     fits = _fits(ds, crossings, scanned(ds.sizes, axes), law, log)
     facts: dict[str, Any] = {

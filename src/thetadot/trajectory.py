@@ -3,11 +3,9 @@
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import equinox as eqx
 import jax
@@ -15,10 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .stored import checksum, compressors, made_aside
+from .trees import from_outline, named_leaves
+
 if TYPE_CHECKING:
     import xarray as xr  # imported where it is used: half a second
+    import zarr
 
 _PARAMS = "params1"
+_COPY_AGAIN = "Copy it again from where it is whole, or trace the flow again."
 
 
 class Trajectory(eqx.Module):
@@ -110,20 +113,23 @@ class Trajectory(eqx.Module):
         for name, values in self.series.items():
             quoted = _quoted(name)
             variables[quoted] = (("t", *(f"{quoted}_{i}" for i in range(values.ndim - 1))), values)
-        for path, leaf in _leaves(self.params1).items():
-            name = _quoted(path)
+        for name, leaf in named_leaves(self.params1, _PARAMS)[1].items():
             variables[name] = (tuple(f"{name}_{i}" for i in range(np.ndim(leaf))), np.asarray(leaf))
         return variables
 
     def _attributes(self) -> dict[str, str]:
-        return {
+        arrays = {"t": self.ts} | {name: values for name, (_, values) in self._variables().items()}
+        told = {
             "status": self.status,
             "result": self.result,
             "series": json.dumps(list(self.series)),
+            "params1": json.dumps(named_leaves(self.params1, _PARAMS)[0]),
             "crossings": json.dumps(self.crossings),
             "stats": json.dumps(self.stats),
             "provenance": json.dumps(self.provenance),
+            "checksums": json.dumps({name: checksum(values) for name, values in arrays.items()}),
         }
+        return told | {"checksum": _checksum_of(told)}
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the trajectory as a Zarr folder, all of it or nothing, which `xarray.open_zarr` opens too.
@@ -137,27 +143,25 @@ class Trajectory(eqx.Module):
         path = Path(path)
         if path.exists():
             raise FileExistsError(f"`{path}` exists: remove it, or save under another name.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside its place and moved there at the end, so that no half-written run is ever found.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            written = Path(scratch) / "run"
-            group = zarr.create_group(written, attributes=self._attributes())
+        with made_aside(path) as folder:
+            group = zarr.create_group(folder, attributes=self._attributes())
             for name, (dims, values) in {"t": (("t",), self.ts), **self._variables()}.items():
-                array = group.create_array(name, shape=values.shape, dtype=values.dtype, dimension_names=dims)
+                array = group.create_array(
+                    name, shape=values.shape, dtype=values.dtype, dimension_names=dims, compressors=compressors()
+                )
                 array[...] = values
-            shutil.move(written, path)
 
 
 def load(path: str | os.PathLike, like: PyTree = None) -> Trajectory:
-    """Reads a trajectory written by `Trajectory.save`.
+    """Reads a trajectory written by `Trajectory.save`, if every number is as it was written.
 
     Args:
         path: the Zarr folder.
-        like: parameters with the structure wanted for `params1`. Without it, dicts and lists come back as they were
-            and any other container as a dict of its fields.
+        like: parameters with the structure wanted for `params1`. Without it, dicts, lists, tuples and None come back as
+            they were, any other container as a dict of its fields, and keys other than strings and numbers as text.
 
     Raises:
-        ValueError: `path` is not a saved trajectory.
+        ValueError: `path` is not a saved trajectory, or is damaged: a file in it is missing, cut or altered.
     """
     import zarr
 
@@ -166,68 +170,56 @@ def load(path: str | os.PathLike, like: PyTree = None) -> Trajectory:
         raise ValueError(f"`{path}` is not a saved trajectory: no such folder.")
     try:
         group = zarr.open_group(path, mode="r")
-        arrays = {unquote(name): np.asarray(array[...]) for name, array in group.arrays()}
-        attrs = {name: json.loads(str(group.attrs[name])) for name in ("series", "crossings", "stats", "provenance")}
-        status, result = str(group.attrs["status"]), str(group.attrs["result"])
-        ts, series = arrays["t"], {name: arrays[name] for name in attrs["series"]}
+        told = {str(name): str(text) for name, text in group.attrs.items()}
     except Exception as error:  # zarr raises a dozen kinds
-        raise ValueError(f"`{path}` is not a saved trajectory, or is damaged: {error}") from error
+        raise ValueError(f"`{path}` is not a saved trajectory, or its `zarr.json` is damaged: {error}") from error
+    if "series" not in told:
+        raise ValueError(f"`{path}` is not a saved trajectory: it has no list of series.")
+    if "checksum" not in told:
+        raise ValueError(
+            f"`{path}` is not a saved trajectory of this version, but of an earlier one or damaged: it has no "
+            "checksums. Save the flow anew; `xarray.open_zarr` shows what is in the folder."
+        )
+    if _checksum_of(told) != told["checksum"]:
+        raise ValueError(f"`{path}` is damaged: its `zarr.json` is not as it was written. {_COPY_AGAIN}")
+    arrays = {name: _read(path, group, name, crc) for name, crc in json.loads(told["checksums"]).items()}
+    outline = json.loads(told["params1"])
     params1 = {name: jnp.asarray(values) for name, values in arrays.items() if name.split(".")[0] == _PARAMS}
     return Trajectory(
-        ts=ts,
-        series=series,
-        crossings=attrs["crossings"],
-        params1=_like(like, params1) if like is not None else _nested(params1),
-        status=status,
-        result=result,
-        stats=attrs["stats"],
-        provenance=attrs["provenance"],
+        ts=arrays["t"],
+        series={name: arrays[_quoted(name)] for name in json.loads(told["series"])},
+        crossings=json.loads(told["crossings"]),
+        params1=from_outline(outline, params1) if like is None else _like(like, params1),
+        status=told["status"],
+        result=told["result"],
+        stats=json.loads(told["stats"]),
+        provenance=json.loads(told["provenance"]),
     )
 
 
-def _leaves(params: PyTree) -> dict[str, Any]:
-    """Leaves by their path: `params1.w_0`, `params1.[0]` and so on."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {".".join([_PARAMS, *map(_key, path)]): leaf for path, leaf in flat}
+def _read(path: Path, group: "zarr.Group", name: str, expected: int) -> np.ndarray:
+    """The array of that name, if it is the one that was written."""
+    try:
+        values = np.asarray(group[name][...])  # pyright: ignore
+    except Exception as error:  # zarr raises a dozen kinds
+        raise ValueError(f"`{path}` is damaged: `{name}` cannot be read. {_COPY_AGAIN}") from error
+    if checksum(values) != expected:
+        raise ValueError(f"`{path}` is damaged: a file of `{name}` is missing or altered. {_COPY_AGAIN}")
+    return values
 
 
-def _quoted(path: str) -> str:
-    """A path as the name of a Zarr array, which cannot have slashes."""
-    return quote(path, safe="[]")
+def _checksum_of(told: dict[str, str]) -> str:
+    """Of all attributes of the folder but itself."""
+    return str(checksum(json.dumps({name: told[name] for name in sorted(told) if name != "checksum"})))
 
 
-def _key(entry) -> str:
-    """One step of a path; list positions in brackets, so that they are told from names."""
-    if isinstance(entry, jax.tree_util.SequenceKey):
-        return f"[{entry.idx}]"
-    return str(getattr(entry, "key", getattr(entry, "name", entry)))
+def _quoted(name: str) -> str:
+    """The name of a series as the name of a Zarr array, which cannot have slashes."""
+    return quote(name, safe="[]")
 
 
 def _like(like: PyTree, leaves: dict[str, Any]) -> PyTree:
-    wanted = _leaves(like)
+    wanted = named_leaves(like, _PARAMS)[1]
     if set(wanted) != set(leaves):
         raise ValueError(f"`load(like=...)` has other parameters than the file: {sorted(set(wanted) ^ set(leaves))}.")
     return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])
-
-
-def _nested(leaves: dict[str, Any]) -> PyTree:
-    if set(leaves) == {_PARAMS}:
-        return leaves[_PARAMS]
-    tree: dict = {}
-    for name, leaf in leaves.items():
-        *path, last = name.split(".")[1:]
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return _lists(tree)
-
-
-def _lists(tree):
-    """Dicts whose keys are all [0], [1], … become lists."""
-    if not isinstance(tree, dict):
-        return tree
-    items = {key: _lists(value) for key, value in tree.items()}
-    if items and all(key.startswith("[") for key in items):
-        return [items[f"[{i}]"] for i in range(len(items))]
-    return items

@@ -182,9 +182,7 @@ class Children:
             child.kill()
         while time.monotonic() < until and any(thread.is_alive() for thread in list(self._threads)):
             for thread in list(self._threads):
-                if thread.ident is not None:  # what it traces is interrupted
-                    exception = ctypes.py_object(SystemExit)
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), exception)
+                interrupt(thread, SystemExit)  # what it traces
                 thread.join(0.05)
 
     def _take(self) -> Child:
@@ -216,6 +214,12 @@ class Children:
 
 
 _children = Children()
+
+
+def interrupt(thread: threading.Thread, exception: type[BaseException]) -> None:
+    """Raise an exception in a thread, as soon as it runs code of Python: for the end of this process, and only then."""
+    if thread.ident is not None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(exception))
 
 
 def compile_apart(*program: Any) -> bytes:

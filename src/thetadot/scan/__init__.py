@@ -2,11 +2,14 @@
 
 | module | holds |
 |---|---|
-| `grid` | the axes and their points |
+| `grid`, `names` | the axes and their points; what they and the measurements may be called |
 | `lane` | one point: make, solve, measure |
 | `order` | which lane is next: long ones first |
 | `engines` | what runs the lanes: threads, devices, executors |
-| `store` | the Zarr group that lanes are written to as they finish |
+| `leaving` | what an interrupted scan cannot leave at once |
+| `store` | the Zarr group that lanes are kept in |
+| `writer` | the thread that writes lanes to it as they finish |
+| `checks`, `damage` | what a lane held when it was written, and what a store has lost since |
 | `lock` | one process at a time writes a store |
 | `keep` | checkpoints of lanes in progress |
 | `tally` | live progress |
@@ -32,13 +35,16 @@ from ..problem import Observable
 from ..provenance import provenance
 from ..scalars import check_count, check_positive
 from ..solvers import choose_solver
+from .damage import check_damage, mend
 from .engines import Lanes, choose_engine
 from .grid import Axes, check_grid, point_at
 from .keep import forget
 from .lane import STATS, TIME, Job, made
 from .lock import working
-from .store import IN_PROGRESS, PENDING, open_store, pending, read, statuses, writing
+from .names import check_names
+from .store import PENDING, Layout, open_store, pending, read, statuses
 from .tally import Count, Tally, counting
+from .writer import writing
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -60,6 +66,7 @@ def scan(
     progress: bool | Callable[[Tally], None] = False,
     max_steps: int = 1_000_000,
     stop: str | None = None,
+    damaged: str = "refuse",
 ) -> "xr.Dataset":
     """Traces the flow at every point of a grid and measures it there.
 
@@ -90,6 +97,8 @@ def scan(
         max_steps: of each lane, as in `gradient_flow`.
         stop: name of a crossing in `measure` that ends a lane, whose status is then "stopped". Without it a lane goes
             on to `t1` after its last crossing, to tell where it ends and whether it blows up.
+        damaged: what to do with a store in which a file is missing or altered: "refuse" it, in a sentence that says
+            which lanes that concerns, or "redo": solve those again and keep all others. All of a store is read for it.
 
     Returns:
         A dataset over the grid: what was measured, `status` ("done", "stopped", "blew up", "step limit", "failed"),
@@ -100,10 +109,12 @@ def scan(
 
         The same call goes on inside lanes that a kill interrupted, from checkpoints that are written to the store every
         half a minute, on threads and in batches; an executor begins them anew. It takes the steps that it would have
-        taken. A checkpoint made by other versions, or of other data, is left alone and the lane begins anew.
+        taken. In batches the last lanes go on alone, and which these are depends on when the scan was interrupted: a
+        number may differ by rounding (1e-14 of it), and an error of a time, a small difference, by 1e-3 of itself. A
+        checkpoint made by other versions, or of other data, is left alone and the lane begins anew.
 
     Raises:
-        ValueError: an argument makes no sense, or the store is that of another scan; the message says which.
+        ValueError: an argument makes no sense, or the store is damaged or that of another scan; the message says which.
         OSError: the store cannot be written, or another process is writing it; the lanes finished before are safe.
         KeyboardInterrupt: after Ctrl-C, with the finished lanes in the store.
     """
@@ -120,13 +131,17 @@ def scan(
     run = choose_engine(engine, executor, job)
     path = None if store is None else Path(store)
     variables = _variables(job)
-    group = open_store(path, axes, variables, _attributes(job, loss))
-    if pending(group):
+    layout = Layout(axes, variables, tuple(functions), _attributes(job, loss))
+    group = open_store(path, layout, mends=damaged == "redo")
+    is_damaged = check_damage(group, path, layout, damaged)
+    if is_damaged or pending(group):
         with working(group, path) as folder:
+            if path is not None and is_damaged:
+                mend(group, path, layout)
             job = job._replace(folder=folder)
-            _run(run(job, pending(group)), group, job, path, progress)
+            _run(run(job, pending(group)), group, layout, job, path, progress)
     scalars = [name for name in variables if name not in STATS]
-    ds = read(group, [*scalars, *functions, "status", "result", *STATS])
+    ds = read(group, axes, [*scalars, *functions, "status", "result", *STATS])
     return ds.load() if path is None else ds
 
 
@@ -152,14 +167,14 @@ def _variables(job: Job) -> dict[str, dict[str, Any]]:
     return about | STATS
 
 
-def _run(lanes: Lanes, group: "zarr.Group", job: Job, path: Path | None, progress) -> None:
+def _run(lanes: Lanes, group: "zarr.Group", layout: Layout, job: Job, path: Path | None, progress) -> None:
     """Writes lanes as they finish, until all have or Ctrl-C is pressed."""
     before = statuses(group)
     left = before.pop(PENDING, 0)
     try:
         with (
             counting(progress, before, before.total() + left) as count,
-            writing(group, job.axes, path, partial(_written, job, count)) as hand_over,
+            writing(group, layout, path, partial(_written, job, count)) as hand_over,
             contextlib.closing(lanes),
         ):
             for lane, row in lanes:
@@ -194,9 +209,9 @@ def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping)
             )
         if crossing[0] not in (known := {*STANDING, *observables}):
             raise ValueError(f"`measure[{name!r}]` watches {crossing[0]!r}, not among {', '.join(sorted(known))}.")
-    taken = {*axes, *STATS, "status", "result", IN_PROGRESS, *(f"{name}_error" for name in crossings)} & set(measure)
-    if taken:
-        raise ValueError(f"`measure` may not be called {', '.join(sorted(taken))}: the dataset has its own.")
+        if crossing[1] != crossing[1]:
+            raise ValueError(f"`measure[{name!r}]` has the level NaN, which no value passes or reaches.")
+    check_names(axes, crossings, functions)
     return crossings, functions
 
 
@@ -253,7 +268,9 @@ def _loss_name(job: Job) -> str | None:
     point = point_at(job.axes, 0)
     try:
         one, again = made(job.make, point)[0], made(job.make, point)[0]
-    except (Exception, SystemExit):
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return None
     if jax.tree.structure(one) != jax.tree.structure(again):
         raise ValueError(

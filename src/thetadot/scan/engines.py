@@ -22,7 +22,8 @@ from ..flow import Ongoing
 from ..progress import Report
 from ..solvers import is_explicit
 from .keep import keeping
-from .lane import Interrupted, Job, Lane, Row, run_lane
+from .lane import PASSED_ON, Interrupted, Job, Lane, Row, run_lane
+from .leaving import wait_at_exit
 from .order import Waiting
 
 Lanes = Generator[tuple[int, Row | None], None, None]
@@ -33,7 +34,7 @@ _BLOCKS = 64  # at least, that a scan is cut into
 _BLOCK_S = 5.0  # after which a block comes back with what it has: more would be lost with its worker
 _WIDTHS = {"cpu": 16}  # lanes of a batch, by backend
 _WIDE = 1024  # on others
-_PATIENCE_S = 4.0  # for threads to leave their lanes after an interrupt; one that compiles cannot leave at once
+_PATIENCE_S = 1.0  # for threads to leave their lanes after an interrupt; one that compiles cannot leave at once
 
 
 Take = Callable[[], int | None]  # the next lane to do, None if there is no more
@@ -86,9 +87,10 @@ def _side_by_side(job: Job, take: Take, put: Put, check: Check) -> None:
                     tighter.append(lane)
                 else:
                     put((lane.number, lane.row()))
-    except Interrupted:
+    except PASSED_ON:
         raise
-    except (Exception, SystemExit):  # something that cannot run under `vmap`, perhaps: each lane alone tells what
+    except BaseException:  # something that cannot run under `vmap`, perhaps: each lane alone tells what
+        check(None)  # or the process ends, and so did what compiles for it
         for lane in in_progress():
             put((lane.number, run_lane(job, lane.number, check)))
         _one_by_one(job, take, put, check)
@@ -123,15 +125,27 @@ def _spread(work: Callable[[Take, Put, Check], None], waiting: Waiting, left: in
 
     def run(device):
         place = jax.default_device(device) if device else contextlib.nullcontext()
-        with contextlib.suppress(Interrupted), place, on_one_core() if crowded else contextlib.nullcontext():
-            work(take, results.put, check)
+        try:
+            with place, on_one_core() if crowded else contextlib.nullcontext():
+                work(take, results.put, check)
+        except Interrupted:
+            pass
+        except BaseException as error:  # whatever it is, nobody waits for its lane for ever
+            results.put(error)
 
-    workers = [Thread(target=run, args=(place,), daemon=True) for place in places[:left]]
+    def run_quietly(device):
+        with contextlib.suppress(Interrupted):  # once more, by the end of the process
+            run(device)
+
+    workers = [Thread(target=run_quietly, args=(place,), daemon=True) for place in places[:left]]
     try:
         for worker in workers:
             worker.start()
         while left:
-            lane, row = results.get()
+            result = results.get()
+            if isinstance(result, BaseException):
+                raise result
+            lane, row = result
             if row is not None:
                 waiting.learn(lane, row)
                 left -= 1
@@ -141,6 +155,7 @@ def _spread(work: Callable[[Take, Put, Check], None], waiting: Waiting, left: in
         patience = time.monotonic() + _PATIENCE_S
         for worker in workers:
             worker.join(max(0.0, patience - time.monotonic()))
+        wait_at_exit(workers)
 
 
 def _places() -> list:

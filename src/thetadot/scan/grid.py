@@ -14,17 +14,25 @@ def check_grid(grid: Mapping[str, Any]) -> Axes:
     """The axes of a grid as arrays, or a ValueError that names the axis and says what to mend."""
     if not grid:
         raise ValueError("`scan(grid=...)` needs at least one axis, such as {'init_scale': [1e-3, 1e-2]}.")
-    axes = {name: np.asarray(list(values)) for name, values in grid.items()}
+    axes = {name: _values(name, values) for name, values in grid.items()}
     for name, values in axes.items():
         if not name.isidentifier():
             raise ValueError(f"`scan(grid=...)` names arguments of `make`; {name!r} cannot be one.")
-        if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "biufU":
-            raise ValueError(f"`grid[{name!r}]` must be a non-empty list of numbers or of strings.")
         if values.dtype.kind == "f" and not np.all(np.isfinite(values)):
             raise ValueError(f"`grid[{name!r}]` must hold finite numbers.")
         if np.unique(values).size < values.size:
             raise ValueError(f"`grid[{name!r}]` holds a value twice: the values label the lanes.")
     return axes
+
+
+def _values(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray([] if isinstance(values, str) else list(values))
+    except (TypeError, ValueError):  # a single number; lists of several lengths
+        array = np.empty(0)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "biufU":
+        raise ValueError(f"`grid[{name!r}]` must be a non-empty list of numbers or of strings; got {values!r:.100}.")
+    return array
 
 
 def shape_of(axes: Axes) -> tuple[int, ...]:

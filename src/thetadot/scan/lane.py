@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import diffrax as dfx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -38,6 +39,10 @@ STATS: dict[str, dict[str, Any]] = {
 
 class Interrupted(Exception):
     """Raised between two compiled chunks of a lane that is no longer wanted."""
+
+
+PASSED_ON = (Interrupted, KeyboardInterrupt)
+"""What ends a scan; anything else that a lane raises is that lane's failure."""
 
 
 class Job(NamedTuple):
@@ -79,7 +84,9 @@ class Lane:
             self._resume(ongoing.run)
             self.runs.append(ongoing.run)
             return ongoing
-        except (Exception, SystemExit) as error:
+        except PASSED_ON:
+            raise
+        except BaseException as error:
             self.failure = _failed("Failed", error)
             return None
 
@@ -116,7 +123,9 @@ class Lane:
         """Keeps the trajectory of a flow that was driven to its end; returns whether there is another to do."""
         try:
             self.trajs.append(end_flow(ongoing))
-        except (Exception, SystemExit) as error:
+        except PASSED_ON:
+            raise
+        except BaseException as error:
             self.failure = _failed("Failed", error)
             return False
         return self.job.errors and next_rung(self.trajs) is not None
@@ -138,7 +147,7 @@ class Lane:
 def run_lane(job: Job, number: int, check: Callable[[Report], None] | None = None) -> Row:
     """Solves a lane.
 
-    `check` is called between compiled chunks and may raise `Interrupted`, which alone is passed on.
+    `check` is called between compiled chunks and may raise `Interrupted`, which is passed on, as Ctrl-C is.
     """
     with jax.enable_x64(job.x64):  # neither threads nor spawned processes inherit it
         lane = Lane(job, number)
@@ -148,9 +157,9 @@ def run_lane(job: Job, number: int, check: Callable[[Report], None] | None = Non
                 ongoing.run.drive(look)
                 if not lane.end(ongoing):
                     break
-        except Interrupted:
+        except PASSED_ON:
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             lane.failure = _failed("Failed", error)
         return lane.row()
 
@@ -190,11 +199,25 @@ def _functions(functions: Mapping[str, Callable], traj: Trajectory) -> Row:
     row: Row = {}
     for name, fn in functions.items():
         try:
-            row[name] = np.asarray(fn(traj), float)
-        except (Exception, SystemExit) as error:
+            row[name] = _numbers(fn(traj))
+        except PASSED_ON:
+            raise
+        except BaseException as error:
             row |= _failed(f"`measure[{name!r}]` failed", error)
     return row
 
 
+def _numbers(value: Any) -> np.ndarray:
+    """What a function of the trajectory returned, if it is a number or an array of them."""
+    array = np.asarray(value)
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
+        raise ValueError(f"it must return a number or an array of real numbers; got {value!r:.100}")
+    return array.astype(float)
+
+
 def _failed(what: str, error: BaseException) -> Row:
-    return {"status": "failed", "result": f"{what}: {type(error).__name__}: {error}"}
+    try:
+        told = f"{what}: {type(error).__name__}: {error}".encode(errors="replace").decode()
+    except Exception:  # one that cannot be told
+        told = f"{what}: {type(error).__name__}"
+    return {"status": "failed", "result": told}

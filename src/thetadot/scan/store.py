@@ -1,27 +1,23 @@
-"""The store of a scan: a Zarr group with the grid's dimensions, written by one thread as lanes finish.
+"""The store of a scan: a Zarr group with the grid's dimensions, that lanes are written to as they finish.
 
 A lane is finished once its `status` is written, which is the last thing written. Every chunk is replaced as a whole, so
 a process that is killed at any moment leaves finished lanes as they were. The group is made beside its place and moved
-there, so there is no half-made store.
+there, so there is no half-made store. Every chunk of `status` is there from the beginning, and every lane has a
+checksum of all that it left behind, so that what is missing is told from what was not reached (see `damage`).
 """
 
-import contextlib
 import json
 import os
-import shutil
 import tempfile
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .grid import Axes, chunk_shape, chunk_start, shape_of
-from .lane import Row
+from ..stored import compressors, made_aside
+from .grid import Axes, chunk_shape, shape_of
 
 if TYPE_CHECKING:
     import xarray as xr  # half a second, and another half for zarr: imported where they are used
@@ -30,24 +26,40 @@ if TYPE_CHECKING:
 PENDING = "pending"
 """The status of a lane that has not been run."""
 
+MISSING = "missing"
+"""What a status reads as whose file is not there; no lane ever has it."""
+
+CHECKSUM = "checksum"
+"""The variable that holds, for each lane, a checksum of everything in it."""
+
 IN_PROGRESS = "_in_progress"
 """The group in the store that holds, while it is written, its lock and what belongs to lanes in progress."""
 
 _CHUNK = 512  # lanes, at most
-_REST = 4.0  # pauses of the writer, in units of what its last visit to the store took
-
+_COPY = "configuration"  # the attribute of the group that its status has too
 
 Attributes = dict[str, Any]
 
 
-def open_store(path: Path | None, axes: Axes, variables: Mapping[str, Attributes], attrs: Attributes) -> "zarr.Group":
+class Layout(NamedTuple):
+    """What a store holds."""
+
+    axes: Axes
+    numbers: Mapping[str, Attributes]  # name -> attributes, of those that every lane has
+    functions: tuple[str, ...]  # whose numbers have a place once the first lane has any
+    attrs: Attributes  # of the store; the `configuration` in it tells scans apart
+
+    @property
+    def names(self) -> list[str]:
+        """Of all variables over the grid, the status first."""
+        return ["status", CHECKSUM, "result", *self.numbers, *self.functions]
+
+
+def open_store(path: Path | None, layout: Layout, mends: bool = False) -> "zarr.Group":
     """The store at `path`, made if it is not there, or one in memory.
 
-    Args:
-        path: of the store; None keeps it in memory.
-        axes: the grid.
-        variables: name -> attributes of each number that every lane has.
-        attrs: of the store; the `configuration` in it tells scans apart.
+    Of several processes that make one store at once, one does, and the others open it. With `mends`, a store that has
+    lost the file that says of which scan it is gets another, if its status says the same.
 
     Raises:
         ValueError: what is there is not a store, or one of another configuration.
@@ -57,56 +69,114 @@ def open_store(path: Path | None, axes: Axes, variables: Mapping[str, Attributes
     from zarr.storage import MemoryStore
 
     if path is None:
-        return _make(MemoryStore(), axes, variables, attrs)
+        return make(MemoryStore(), layout)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        _make_aside(path, axes, variables, attrs)
+        _make_aside(path, layout)
+    if mends and _is_headless(path, layout):
+        _give_head(path, layout)
     try:
-        group = zarr.open_group(path, mode="r+")
-        there = json.loads(group.attrs["configuration"])  # pyright: ignore[reportArgumentType]
+        group = zarr.open_group(_only(path, layout), mode="r+")
+        there = json.loads(group.attrs[_COPY])  # pyright: ignore[reportArgumentType]
     except Exception as error:  # zarr raises a dozen kinds
-        raise ValueError(f"`{path}` is there and is not the store of a scan: give another `store`.") from error
-    if differences := _differences(there, json.loads(attrs["configuration"])):
+        raise ValueError(
+            f"`{path}` is there and is not the store of a scan{_or_damaged(path)}: give another `store`."
+        ) from error
+    if differences := _differences(there, json.loads(layout.attrs[_COPY])):
         raise ValueError(f"`{path}` holds another scan: {'; '.join(differences)}. Give another `store`.")
     return group
 
 
-def _make_aside(path: Path, *contents) -> None:
-    partial = path.with_name(f".{path.name}.partial")  # it is there if a process was killed meanwhile
+def _is_headless(path: Path, layout: Layout) -> bool:
+    """Whether a store has lost nothing but what says that it is one: its status says of which scan it is."""
+    status = _text(path / "status" / "zarr.json") or {}
+    return _text(path / "zarr.json") is None and status.get("attributes", {}).get(_COPY) == layout.attrs[_COPY]
+
+
+def _give_head(path: Path, layout: Layout) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        make(Path(scratch) / "new", layout)
+        os.replace(Path(scratch) / "new" / "zarr.json", path / "zarr.json")
+
+
+def _text(file: Path) -> dict | None:
+    """What a JSON file says, if it can be read."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        _make(partial, *contents)
-        os.replace(partial, path)
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _or_damaged(path: Path) -> str:
+    there = (path / "status").is_dir()
+    fix = "copy that again from where it is whole, or pass damaged='redo'"
+    return f", or its `zarr.json` is missing or damaged ({fix})" if there else ""
+
+
+def _only(path: Path, layout: Layout) -> Any:
+    """The folder as Zarr sees it, without what is not of the scan: files of others do no harm."""
+    from zarr.storage import LocalStore, WrapperStore
+
+    known = {*layout.axes, *layout.names, IN_PROGRESS}
+
+    class Only(WrapperStore[Any]):
+        def with_read_only(self, read_only: bool = False) -> "Only":
+            return Only(self._store.with_read_only(read_only))
+
+        async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+            async for name in self._store.list_dir(prefix):
+                if prefix.strip("/") or name in known:
+                    yield name
+
+    return Only(LocalStore(path))
+
+
+def _make_aside(path: Path, layout: Layout) -> None:
+    try:
+        with made_aside(path) as folder:
+            make(folder, layout)
+    except FileExistsError:  # another process was faster: its store is opened
+        if not path.is_dir():
+            raise
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"cannot make the store `{path}`: {error}.") from error
 
 
-def _make(place, axes: Axes, variables: Mapping[str, Attributes], attrs: Attributes) -> "zarr.Group":
+def make(place: Any, layout: Layout) -> "zarr.Group":
+    """A new store without a lane."""
     import zarr
 
-    group = zarr.create_group(place, attributes=attrs)
+    group, axes = zarr.create_group(place, attributes=layout.attrs), layout.axes
     for name, values in axes.items():
         dtype = str if values.dtype.kind == "U" else values.dtype
-        group.create_array(name, shape=values.shape, dtype=dtype, dimension_names=(name,))[:] = values
-    for name, about in variables.items():
-        _add(group, name, (), axes).update_attributes(about)
-    for name, fill in (("result", ""), ("status", PENDING)):
-        _add(group, name, (), axes, str, fill)
+        options: Any = {"shape": values.shape, "dtype": dtype, "dimension_names": (name,)}
+        group.create_array(name, compressors=compressors(), **options)[:] = values
+    for name, about in layout.numbers.items():
+        add(group, name, (), axes).update_attributes(about)
+    add(group, CHECKSUM, (), axes, "uint32", 0).update_attributes({"long_name": "CRC-32 of all that the lane holds"})
+    add(group, "result", (), axes, str, "")
+    status = add(group, "status", (), axes, str, MISSING)
+    status.update_attributes({_COPY: layout.attrs[_COPY]})
+    status[...] = np.full(status.shape, PENDING, object)
     return group
 
 
-def _add(group: "zarr.Group", name: str, inner: tuple[int, ...], axes, dtype: Any = "float64", fill: Any = np.nan):
+def add(group: "zarr.Group", name: str, inner: tuple[int, ...], axes, dtype: Any = "float64", fill: Any = np.nan):
     """A variable over the grid, with dimensions `<name>_0`, … of its own."""
     shape = shape_of(axes)
     return group.create_array(
         name,
         shape=(*shape, *inner),
-        chunks=(*chunk_shape(shape, _CHUNK), *inner),
+        chunks=(*chunks_of(axes), *inner),
         dtype=dtype,
         fill_value=fill,
         dimension_names=(*axes, *(f"{name}_{i}" for i in range(len(inner)))),
+        compressors=compressors(),
     )
+
+
+def chunks_of(axes: Axes) -> tuple[int, ...]:
+    """The shape of a chunk over the grid."""
+    return chunk_shape(shape_of(axes), _CHUNK)
 
 
 def _differences(there: dict, here: dict) -> list[str]:
@@ -137,111 +207,16 @@ def _statuses(group: "zarr.Group") -> np.ndarray:
     return np.asarray(group["status"][...]).ravel()  # pyright: ignore
 
 
-@contextlib.contextmanager
-def writing(
-    group: "zarr.Group", axes: Axes, path: Path | None, written: Callable[[int, str], None]
-) -> Iterator[Callable[[int, Row], None]]:
-    """A function that hands a finished lane to the store's one writer, which calls `written` with it and its status.
+def read(group: "zarr.Group", axes: Axes, variables: Sequence[str]) -> "xr.Dataset":
+    """The store as a dataset, its variables in order; arrays stay on disk until they are looked at.
 
-    A lane is written as soon as the writer is free. It rests in between, so that writing many short lanes, which go
-    to the store together, takes a small share of the time.
-
-    Raises:
-        OSError: a lane could not be written; those before it are safe.
+    What no lane has is NaN.
     """
-    if path is not None:
-        with explained(path), tempfile.TemporaryFile(dir=path):
-            pass  # it can be written
-    finished, ended, failures = SimpleQueue(), Event(), []
-
-    def write_all():
-        more = True
-        while more:
-            rows = [finished.get()]
-            while not finished.empty():
-                rows.append(finished.get())
-            more, began = None not in rows, time.perf_counter()
-            try:
-                lanes = [row for row in rows if row is not None]
-                with explained(path):
-                    write(group, axes, lanes)
-                for lane, row in lanes:
-                    written(lane, row["status"])
-            except BaseException as error:  # it is raised where lanes are handed over
-                failures.append(error)
-                return
-            ended.wait(_REST * (time.perf_counter() - began))
-
-    def hand_over(lane: int, row: Row) -> None:
-        if failures:
-            raise failures[0]
-        finished.put((lane, row))
-
-    writer = Thread(target=write_all, daemon=True)
-    writer.start()
-    try:
-        yield hand_over
-    finally:
-        ended.set()
-        finished.put(None)
-        writer.join()
-    if failures:
-        raise failures[0]
-
-
-@contextlib.contextmanager
-def explained(path: Path | None) -> Iterator[None]:
-    """Says of an OSError what it means for the store."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"cannot write to `{path}`: {error}. The lanes finished before are safe in it: once it can be written, the "
-            "same call goes on from there."
-        ) from error
-
-
-def write(group: "zarr.Group", axes: Axes, rows: Sequence[tuple[int, Row]]) -> None:
-    """Writes lanes, chunk by chunk: their status last, since it says that the rest is there."""
-    arrays = _arrays(group, axes, rows)
-    shape, chunks = shape_of(axes), arrays["status"].chunks
-    shares = defaultdict(list)
-    for lane, row in rows:
-        shares[chunk_start(lane, shape, chunks)].append((lane, row))
-    for start, share in shares.items():
-        first = int(np.ravel_multi_index(start, shape))
-        region = tuple(slice(i, i + size) for i, size in zip(start, chunks, strict=False))
-        names = {name for _, row in share for name in row}
-        for name in sorted(names, key=lambda name: (name == "status", name)):
-            values = np.array(arrays[name][region])
-            flat = values.reshape(-1, *values.shape[len(shape) :])  # the lanes of a chunk follow one another
-            for lane, row in share:
-                if name in row:
-                    flat[lane - first] = row[name]
-            arrays[name][region] = values
-
-
-def _arrays(group: "zarr.Group", axes: Axes, rows: Sequence[tuple[int, Row]]) -> dict[str, Any]:
-    """The variables, with those that are new; a lane whose array has another shape than those before it fails."""
-    arrays: dict[str, Any] = dict(group.arrays())
-    for _, row in rows:
-        for name in [name for name, value in row.items() if isinstance(value, np.ndarray)]:
-            if name not in arrays:
-                arrays[name] = _add(group, name, row[name].shape, axes)
-            expected = arrays[name].shape[len(axes) :]
-            if (found := row[name].shape) != expected:
-                del row[name]
-                told = f"`measure[{name!r}]` has shape {found} in this lane and {expected} in one before it."
-                row |= {"status": "failed", "result": told}
-    return arrays
-
-
-def read(group: "zarr.Group", variables: Sequence[str]) -> "xr.Dataset":
-    """The store as a dataset, its variables in order; arrays stay on disk until they are looked at."""
     import xarray as xr
 
     ds = xr.open_zarr(group.store, consolidated=False, chunks=None)
     words = {name: ds[name].astype(object) for name in map(str, ds.variables) if ds[name].dtype.kind == "T"}
     ds = ds.assign_coords({name: word for name, word in words.items() if name in ds.coords})
     ds = ds.assign({name: word for name, word in words.items() if name not in ds.coords})
-    return ds[[name for name in variables if name in ds]]
+    nowhere = {name: (tuple(axes), np.full(shape_of(axes), np.nan)) for name in variables if name not in ds}
+    return ds.assign(nowhere)[list(variables)]
