@@ -43,6 +43,7 @@ ORDER = [
     "solvers",
     "progress",
     "provenance",
+    "identity",
     "engine",
     "trajectory",
     "flow",

@@ -3,7 +3,10 @@
 | module | holds |
 |---|---|
 | `grid` | the axes and their points |
+| `job` | what is asked for, and what one point solves |
 | `lane` | one point: make, solve, measure |
+| `identity` | what a lane solves, as numbers by which it is recognized |
+| `settle` | finished lanes that would solve something else now |
 | `order` | which lane is next: long ones first |
 | `engines` | what runs the lanes: threads, devices, executors |
 | `store` | the Zarr group that lanes are written to as they finish |
@@ -18,6 +21,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
@@ -34,9 +38,12 @@ from ..provenance import provenance
 from ..solvers import choose_solver
 from .engines import Lanes, choose_engine
 from .grid import Axes, check_grid, point_at
+from .identity import IDENTITY, identified, idle_axes, parts
+from .job import Job, made, varies
 from .keep import forget
-from .lane import STATS, TIME, Job, made
+from .lane import STATS, TIME
 from .lock import working
+from .settle import CHANGED, Settled, reopen, settle
 from .store import IN_PROGRESS, PENDING, open_store, pending, read, statuses, writing
 from .tally import Count, Tally, counting
 
@@ -54,12 +61,13 @@ def scan(
     store: str | os.PathLike | None = None,
     executor: Executor | None = None,
     engine: str = "auto",
-    solver: str | dfx.AbstractSolver = "auto",
-    rtol: float = 1e-6,
+    solver: str | dfx.AbstractSolver | Callable[..., Any] = "auto",
+    rtol: float | Callable[..., float] = 1e-6,
     errors: bool = True,
     progress: bool | Callable[[Tally], None] = False,
     max_steps: int = 1_000_000,
     stop: str | None = None,
+    changed: str = "refuse",
 ) -> "xr.Dataset":
     """Traces the flow at every point of a grid and measures it there.
 
@@ -74,6 +82,8 @@ def scan(
         t1: where to end, a number or `t1(**point)`: plateaus lengthen as scales shrink.
         measure: name -> crossing (observable, level[, "up" | "down"]), for the first time at which it is passed, with
             its error as `<name>_error`, NaN where it was not reached; or name -> `fn(traj)`, for a number or an array.
+            A level is a number or `level(**point)`, which may return None where a lane has no such level; then it is
+            in the dataset as `<name>_level`.
         observables: name -> `fn(params, data)`, as in `gradient_flow`.
         store: a Zarr folder that lanes are written to as they finish. The same call goes on from what is there.
         executor: a `concurrent.futures.Executor` whose workers run blocks of lanes: a process pool, or
@@ -81,8 +91,8 @@ def scan(
         engine: "threads", lanes one by one on every core; "batches", lanes side by side under one `vmap`;
             or "auto": threads on a CPU, batches on an accelerator unless the solver is explicit. Workers of an executor
             run lanes one by one, or in batches with "batches": on the cores of a CPU the fastest for many even lanes.
-        solver: as in `gradient_flow`.
-        rtol: as in `gradient_flow`.
+        solver: as in `gradient_flow`, or `solver(**point)`.
+        rtol: as in `gradient_flow`, or `rtol(**point)`. The precision is that of the parameters that `make` returns.
         errors: solve each lane with crossings twice more, at `rtol`/10 and `rtol`/100, for the errors of their times
             (see `crossing_times`). That costs several times what the lane does; without it the errors are NaN. These
             two flows are left as soon as they have passed all that the first one passed, which changes no number.
@@ -90,6 +100,19 @@ def scan(
         max_steps: of each lane, as in `gradient_flow`.
         stop: name of a crossing in `measure` that ends a lane, whose status is then "stopped". Without it a lane goes
             on to `t1` after its last crossing, to tell where it ends and whether it blows up.
+        changed: what to do with lanes that the store has finished and that would solve something else now. "refuse":
+            a ValueError that names what has changed. "redo": solve these again. "trust": keep them where only
+            functions differ (loss, conserved quantities, observables, functions of the trajectory), taken to compute
+            what they did; needed after a new version of Python, JAX or NumPy, which write functions in another way.
+
+    **What a store remembers.** Of every lane: its start and data (every bit), the programs that JAX traces from loss,
+    conserved quantities and observables, with the constants in them, functions of the trajectory with all that they
+    use, levels, `t1`, `solver`, `rtol` and the other settings; no names, texts or files of functions. What comes from
+    `make`, `t1` or a level is known by what it returns. When the store is used again each finished lane is compared,
+    before anything is compiled: that takes a call of `make`, one trace of each function for each kind of shapes, and
+    about half a millisecond (a minute for 1e5 lanes). What has no content that could be read (the function behind a
+    `pure_callback`, a lock) is trusted by its name, and listed in the attribute `trusted_by_name` of the dataset;
+    installed packages are known by their versions, as far as the trace or a function of the trajectory meets them.
 
     Returns:
         A dataset over the grid: what was measured, `status` ("done", "stopped", "blew up", "step limit", "failed"),
@@ -100,7 +123,12 @@ def scan(
 
         The same call goes on inside lanes that a kill interrupted, from checkpoints that are written to the store every
         half a minute, on threads and in batches; an executor begins them anew. It takes the steps that it would have
-        taken. A checkpoint made by other versions, or of other data, is left alone and the lane begins anew.
+        taken. A checkpoint made by other versions, or of another loss or other data, is left alone and the lane begins
+        anew.
+
+    Warns:
+        UserWarning: lanes at the first and the last value of an axis solve the same, so that the axis changes nothing.
+            Eight pairs of lanes are looked at, spread over the grid, before any is run.
 
     Raises:
         ValueError: an argument makes no sense, or the store is that of another scan; the message says which.
@@ -109,25 +137,55 @@ def scan(
     """
     axes, observables = check_grid(grid), dict(observables or {})
     crossings, functions = _check_measure(measure, axes, observables)
-    _check_settings(t1, solver, rtol, max_steps)
+    _check_settings(t1, solver, rtol, max_steps, changed)
     if stop is not None and stop not in crossings:
         raise ValueError(
             f"`stop`={stop!r} must name a crossing in `measure`; there is {', '.join(crossings) or 'none'}."
         )
     x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
-    job = Job(make, axes, t1, crossings, functions, observables, solver, float(rtol), errors, max_steps, x64, stop)
+    rtol = rtol if varies(rtol) else float(rtol)  # pyright: ignore[reportArgumentType]
+    job = Job(make, axes, t1, crossings, functions, observables, solver, rtol, errors, max_steps, x64, stop)
     loss = _loss_name(job)
     run = choose_engine(engine, executor, job)
     path = None if store is None else Path(store)
     variables = _variables(job)
-    group = open_store(path, axes, variables, _attributes(job, loss))
-    if pending(group):
+    job, trusted = identified(job)
+    attrs = _attributes(job, loss) | {"trusted_by_name": trusted}
+    group = open_store(path, axes, variables, attrs, {IDENTITY: parts(job)})
+    settled = settle(group, path, job, changed, _details(group, attrs))
+    if pending(group) or any(settled):
+        _say_idle(job)
         with working(group, path) as folder:
+            _renew(group, job, settled, attrs)
             job = job._replace(folder=folder)
             _run(run(job, pending(group)), group, job, path, progress)
     scalars = [name for name in variables if name not in STATS]
     ds = read(group, [*scalars, *functions, "status", "result", *STATS])
     return ds.load() if path is None else ds
+
+
+def _details(group: "zarr.Group", attrs: Mapping[str, Any]) -> dict[str, str]:
+    """What differs between two configurations, in words."""
+    there, here = (json.loads(str(one["configuration"])) for one in (group.attrs, attrs))
+    return {key: f"{key} is {there[key]!r} there and {here[key]!r} here" for key in there if there[key] != here[key]}
+
+
+def _renew(group: "zarr.Group", job: Job, settled: Settled, attrs: Mapping[str, Any]) -> None:
+    """A store tells of the scan that wrote it last."""
+    reopen(group, job, settled)
+    if _details(group, attrs):
+        group.update_attributes(dict(attrs))
+        for name, about in _variables(job).items():
+            group[name].update_attributes(about)
+
+
+def _say_idle(job: Job) -> None:
+    for name in idle_axes(job):
+        told = f"`grid[{name!r}]` changes nothing: lanes at its first and last value solve the same"
+        warnings.warn(
+            f"{told}. Use it in `make`, or in `t1`, `rtol`, `solver` or a level as a function of the point.",
+            stacklevel=3,
+        )
 
 
 def _attributes(job: Job, loss: str | None) -> dict[str, Any]:
@@ -136,8 +194,8 @@ def _attributes(job: Job, loss: str | None) -> dict[str, Any]:
     return {
         "configuration": json.dumps(_configuration(job, loss)),
         "provenance": json.dumps(made_by),
-        "rtol": job.rtol,
-        "solver": _solver_name(job),
+        "rtol": _setting(job.rtol),
+        "solver": _setting(job.solver),
         "thetadot": made_by["versions"].get("thetadot", "not installed"),
     }
 
@@ -146,9 +204,12 @@ def _variables(job: Job) -> dict[str, dict[str, Any]]:
     """The numbers that every lane has, with what they mean."""
     about: dict[str, dict[str, Any]] = {}
     for name, (observable, level, *direction) in job.crossings.items():
-        passed = " ".join(["first time at which", observable, "passes", f"{level:g}", *direction])
-        about[name] = {"long_name": passed, "units": TIME, "rtol": job.rtol}
+        at_level = f"{name}_level" if varies(level) else f"{level:g}"
+        passed = " ".join(["first time at which", observable, "passes", at_level, *direction])
+        about[name] = {"long_name": passed, "units": TIME, "rtol": _setting(job.rtol)}
         about[f"{name}_error"] = {"long_name": f"error of {name}", "units": TIME}
+        if varies(level):
+            about[at_level] = {"long_name": f"level of {name}"}
     return about | STATS
 
 
@@ -194,15 +255,20 @@ def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping)
             )
         if crossing[0] not in (known := {*STANDING, *observables}):
             raise ValueError(f"`measure[{name!r}]` watches {crossing[0]!r}, not among {', '.join(sorted(known))}.")
-    taken = {*axes, *STATS, "status", "result", IN_PROGRESS, *(f"{name}_error" for name in crossings)} & set(measure)
+    own = {f"{name}_{kind}" for name in crossings for kind in ("error", "level")}
+    taken = {*axes, *STATS, "status", "result", IN_PROGRESS, IDENTITY, *own} & set(measure)
     if taken:
         raise ValueError(f"`measure` may not be called {', '.join(sorted(taken))}: the dataset has its own.")
     return crossings, functions
 
 
-def _check_settings(t1, solver, rtol, max_steps) -> None:
-    check_rtol(rtol, np.dtype(float))
-    choose_solver(solver, np.asarray(rtol))
+def _check_settings(t1, solver, rtol, max_steps, changed) -> None:
+    if not varies(rtol):
+        check_rtol(rtol, np.dtype(float))
+    if not varies(solver):
+        choose_solver(solver, np.asarray(1e-6))
+    if changed not in CHANGED:
+        raise ValueError(f"`scan(changed=...)` must be one of {', '.join(CHANGED)}; got {changed!r}.")
     if not callable(t1) and not (math.isfinite(t1) and t1 > 0):
         raise ValueError(f"`scan(t1=...)` must be a positive, finite time or a function of the point; got {t1}.")
     if max_steps < 1:
@@ -210,27 +276,31 @@ def _check_settings(t1, solver, rtol, max_steps) -> None:
 
 
 def _configuration(job: Job, loss: str | None) -> dict[str, Any]:
-    """What decides the numbers of a scan, as JSON: functions by their qualified names."""
+    """What was asked for, as JSON: functions by their qualified names."""
     return {
         "make": _name(job.make),
         "loss": loss,
         "axes": list(job.axes),
         **{f"grid[{name!r}]": values.tolist() for name, values in job.axes.items()},
-        "t1": _name(job.t1) if callable(job.t1) else job.t1,
-        **{f"measure[{name!r}]": list(crossing) for name, crossing in job.crossings.items()},
+        "t1": _setting(job.t1),
+        **{f"measure[{name!r}]": [_setting(x) for x in crossing] for name, crossing in job.crossings.items()},
+        **{f"measure['{name}_level']": _name(of[1]) for name, of in job.crossings.items() if varies(of[1])},
         **{f"measure[{name!r}]": _name(fn) for name, fn in job.functions.items()},
         **{f"observables[{name!r}]": _name(fn) for name, fn in job.observables.items()},
-        "solver": _solver_name(job),
-        "rtol": job.rtol,
+        "solver": _setting(job.solver),
+        "rtol": _setting(job.rtol),
         "errors": job.errors,
         "max_steps": job.max_steps,
         "x64": job.x64,
-        **({} if job.stop is None else {"stop": job.stop}),
+        "stop": job.stop,
     }
 
 
-def _solver_name(job: Job) -> str:
-    return job.solver if isinstance(job.solver, str) else repr(job.solver)
+def _setting(value: Any) -> Any:
+    """A setting as JSON can hold it."""
+    if varies(value):
+        return _name(value)
+    return repr(value) if isinstance(value, dfx.AbstractSolver) else value
 
 
 def _name(fn: Callable) -> str:

@@ -40,26 +40,33 @@ _REST = 4.0  # pauses of the writer, in units of what its last visit to the stor
 Attributes = dict[str, Any]
 
 
-def open_store(path: Path | None, axes: Axes, variables: Mapping[str, Attributes], attrs: Attributes) -> "zarr.Group":
+def open_store(
+    path: Path | None,
+    axes: Axes,
+    variables: Mapping[str, Attributes],
+    attrs: Attributes,
+    parts: Mapping[str, list[str]],
+) -> "zarr.Group":
     """The store at `path`, made if it is not there, or one in memory.
 
     Args:
         path: of the store; None keeps it in memory.
         axes: the grid.
         variables: name -> attributes of each number that every lane has.
-        attrs: of the store; the `configuration` in it tells scans apart.
+        attrs: of the store; the `configuration` in it tells grids and what is measured there.
+        parts: name of the variable that says what a lane solves -> what each of its numbers stands for.
 
     Raises:
-        ValueError: what is there is not a store, or one of another configuration.
+        ValueError: what is there is not a store, or has another grid or other names.
         OSError: it cannot be made.
     """
     import zarr
     from zarr.storage import MemoryStore
 
     if path is None:
-        return _make(MemoryStore(), axes, variables, attrs)
+        return _make(MemoryStore(), axes, variables, attrs, parts)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        _make_aside(path, axes, variables, attrs)
+        _make_aside(path, axes, variables, attrs, parts)
     try:
         group = zarr.open_group(path, mode="r+")
         there = json.loads(group.attrs["configuration"])  # pyright: ignore[reportArgumentType]
@@ -67,6 +74,10 @@ def open_store(path: Path | None, axes: Axes, variables: Mapping[str, Attributes
         raise ValueError(f"`{path}` is there and is not the store of a scan: give another `store`.") from error
     if differences := _differences(there, json.loads(attrs["configuration"])):
         raise ValueError(f"`{path}` holds another scan: {'; '.join(differences)}. Give another `store`.")
+    if any(group[name].attrs.get("parts") != words if name in group else True for name, words in parts.items()):
+        raise ValueError(
+            f"`{path}` does not say what its lanes solve, as it was made by another version: give another `store`."
+        )
     return group
 
 
@@ -82,7 +93,7 @@ def _make_aside(path: Path, *contents) -> None:
         raise OSError(f"cannot make the store `{path}`: {error}.") from error
 
 
-def _make(place, axes: Axes, variables: Mapping[str, Attributes], attrs: Attributes) -> "zarr.Group":
+def _make(place, axes: Axes, variables: Mapping[str, Attributes], attrs: Attributes, parts) -> "zarr.Group":
     import zarr
 
     group = zarr.create_group(place, attributes=attrs)
@@ -93,6 +104,8 @@ def _make(place, axes: Axes, variables: Mapping[str, Attributes], attrs: Attribu
         _add(group, name, (), axes).update_attributes(about)
     for name, fill in (("result", ""), ("status", PENDING)):
         _add(group, name, (), axes, str, fill)
+    for name, words in parts.items():
+        _add(group, name, (len(words),), axes, "uint64", 0).update_attributes({"parts": words})
     return group
 
 
@@ -110,9 +123,14 @@ def _add(group: "zarr.Group", name: str, inner: tuple[int, ...], axes, dtype: An
 
 
 def _differences(there: dict, here: dict) -> list[str]:
-    """What is not the same in two configurations, in words."""
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    """What makes the variables of two configurations different, in words."""
+    only = [key for key in {**there, **here} if (key in there) != (key in here)]
+    keys = [key for key in {**there, **here} if key in only or (_is_of_grid(key) and there[key] != here[key])]
     return [f"{key} {_versus(there.get(key), here.get(key))}" for key in keys]
+
+
+def _is_of_grid(key: str) -> bool:
+    return key == "axes" or key.startswith("grid[")
 
 
 def _versus(there, here) -> str:
