@@ -41,7 +41,7 @@ def test_axes_are_read_as_they_are_typed(text, values):
     [
         ([], 1, "`--over` says what to scan"),
         (["width=1,2"], 1, "'width' is not among init_scale|'width' is not among size"),
-        (["solver=auto,2"], 1, "'2' is not among auto, tsit5"),
+        (["solver=auto,2"], 1, "'2' is not among auto, deflated"),
         (["solver=auto,,tsit5"], 1, "must be solver=WORD,WORD"),
         (["singular_values=1,2"], 1, "'singular_values' is not among"),
         (["init_scale"], 1, "must be NAME=FROM:TO:COUNT"),

@@ -1,6 +1,6 @@
 """A traced program without the names in it: what it does to which arrays, in order."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import jax.extend.core as jex
 import numpy as np
@@ -13,17 +13,8 @@ _IGNORED = {
 }
 
 
-class Writes(Protocol):
-    """What a program is written to."""
-
-    def text(self, *words: str) -> None:
-        """Notes words."""
-
-    def write(self, value: Any) -> None:
-        """Notes any value."""
-
-    def trust(self, name: str) -> None:
-        """Notes what is known by its name alone."""
+Writes = Any
+"""A `Writer`, which is defined over the functions here: it takes words, values, and names that are trusted."""
 
 
 def is_jaxpr(value: Any) -> bool:

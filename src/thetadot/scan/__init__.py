@@ -6,7 +6,7 @@
 | `job` | what is asked for, and what one point solves |
 | `lane` | one point: make, solve, measure |
 | `identity` | what a lane solves, as numbers by which it is recognized |
-| `settle` | finished lanes that would solve something else now |
+| `resume` | finished lanes that would solve something else now |
 | `order` | which lane is next: long ones first |
 | `engines` | what runs the lanes: threads, devices, executors |
 | `store` | the Zarr group that lanes are written to as they finish |
@@ -43,13 +43,16 @@ from .job import Job, made, varies
 from .keep import forget
 from .lane import STATS, TIME
 from .lock import working
-from .settle import CHANGED, Settled, reopen, settle
+from .resume import CHANGED, Settled, reopen, settle
 from .store import IN_PROGRESS, PENDING, open_store, pending, read, statuses, writing
 from .tally import Count, Tally, counting
 
 if TYPE_CHECKING:
     import xarray as xr
     import zarr
+
+
+_PAIRS = 32  # of lanes, after which an axis is said to change nothing
 
 
 def scan(
@@ -128,7 +131,7 @@ def scan(
 
     Warns:
         UserWarning: lanes at the first and the last value of an axis solve the same, so that the axis changes nothing.
-            Eight pairs of lanes are looked at, spread over the grid, before any is run.
+            Up to 32 pairs of lanes are looked at, drawn from the grid, before any is run.
 
     Raises:
         ValueError: an argument makes no sense, or the store is that of another scan; the message says which.
@@ -180,10 +183,10 @@ def _renew(group: "zarr.Group", job: Job, settled: Settled, attrs: Mapping[str, 
 
 
 def _say_idle(job: Job) -> None:
-    for name in idle_axes(job):
-        told = f"`grid[{name!r}]` changes nothing: lanes at its first and last value solve the same"
+    for name in idle_axes(job, _PAIRS):
         warnings.warn(
-            f"{told}. Use it in `make`, or in `t1`, `rtol`, `solver` or a level as a function of the point.",
+            f"`grid[{name!r}]` changes nothing: lanes at its first and last value solve the same, in {_PAIRS} places "
+            "of the grid. Use it in `make`, or in `t1`, `rtol`, `solver` or a level as a function of the point.",
             stacklevel=3,
         )
 

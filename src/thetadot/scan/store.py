@@ -105,7 +105,8 @@ def _make(place, axes: Axes, variables: Mapping[str, Attributes], attrs: Attribu
     for name, fill in (("result", ""), ("status", PENDING)):
         _add(group, name, (), axes, str, fill)
     for name, words in parts.items():
-        _add(group, name, (len(words),), axes, "uint64", 0).update_attributes({"parts": words})
+        told = {"long_name": "what the lane solved: a number for each of parts", "parts": words}
+        _add(group, name, (len(words),), axes, "uint64", 0).update_attributes(told)
     return group
 
 
