@@ -12,7 +12,7 @@ import types
 import jax
 import numpy as np
 
-from thetadot.identity import of_program
+from thetadot.identity import of_program, shapes_of
 from thetadot.scan.identity import identified, identity_at, parts
 from thetadot.scan.job import Job
 
@@ -402,8 +402,8 @@ def identified_by(asked):
     job, trusted = identified(job)
     assert not trusted
     numbers = dict(zip(parts(job), identity_at(job, 0).tolist(), strict=True))
-    start = {"x": np.ones(3)}
-    return numbers | {"backward": of_program(asked["losses"][0], start, np.ones(3), derivatives=True).number}
+    shapes = shapes_of({"x": np.ones(3)}, np.ones(3))
+    return numbers | {"backward": of_program(asked["losses"][0], shapes, derivatives=True).number}
 
 
 if __name__ == "__main__":  # `problem` and `helpers` are files beside each other

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from edits import CHANGES, HELPERS, PROBLEM, SAME, edited, fingerprint
-from thetadot.identity import of_program, of_tree, of_value
+from thetadot.identity import of_program, of_tree, of_value, shapes_of
 from thetadot.identity.library import environment, is_library, with_version
 
 
@@ -153,16 +153,16 @@ def calls_back(fn):
 
 
 def test_callbacks_are_trusted_by_name_and_yet_read():
-    one, other = (of_program(calls_back(fn), np.ones(2), None) for fn in (from_host, from_elsewhere))
+    one, other = (of_program(calls_back(fn), shapes_of(np.ones(2), None)) for fn in (from_host, from_elsewhere))
     assert one.trusted == {"callback from_host"} and one.digest != other.digest
-    assert one == of_program(calls_back(from_host), np.ones(2), None)
+    assert one == of_program(calls_back(from_host), shapes_of(np.ones(2), None))
 
 
 def test_a_function_that_cannot_be_traced_is_known_by_its_code():
     def branches(level):
         return lambda params, data: params.sum() if float(params[0]) > level else data
 
-    one, other, again = (of_program(branches(level), np.ones(2), np.ones(2)) for level in (1.0, 2.0, 1.0))
+    one, other, again = (of_program(branches(level), shapes_of(np.ones(2), np.ones(2))) for level in (1.0, 2.0, 1.0))
     assert one == again != other
 
 
@@ -170,11 +170,11 @@ def test_a_program_depends_on_shapes_and_not_on_numbers():
     def loss(params, data):
         return ((params - data) ** 2).sum()
 
-    one = of_program(loss, np.ones(2), np.ones(2), derivatives=True)
-    assert one == of_program(loss, np.zeros(2), np.full(2, 3.0), derivatives=True)
-    assert one != of_program(loss, np.ones(3), np.ones(3), derivatives=True)
-    assert one != of_program(loss, np.ones(2, np.float32), np.ones(2, np.float32), derivatives=True)
-    assert one != of_program(loss, np.ones(2), np.ones(2))
+    one = of_program(loss, shapes_of(np.ones(2), np.ones(2)), derivatives=True)
+    assert one == of_program(loss, shapes_of(np.zeros(2), np.full(2, 3.0)), derivatives=True)
+    assert one != of_program(loss, shapes_of(np.ones(3), np.ones(3)), derivatives=True)
+    assert one != of_program(loss, shapes_of(np.ones(2, np.float32), np.ones(2, np.float32)), derivatives=True)
+    assert one != of_program(loss, shapes_of(np.ones(2), np.ones(2)))
 
 
 def test_it_is_traced_once_for_each_kind_of_shapes():
@@ -185,13 +185,15 @@ def test_it_is_traced_once_for_each_kind_of_shapes():
         return (params * data).sum()
 
     for size in (2, 3, 2, 3):
-        of_program(loss, np.ones(size), np.full(size, 2.0), derivatives=True)
+        of_program(loss, shapes_of(np.ones(size), np.full(size, 2.0)), derivatives=True)
     assert len(traced) == 2
 
 
 def test_a_tree_is_its_structure_and_its_numbers():
     trees = [{"a": np.ones(2)}, {"b": np.ones(2)}, [np.ones(2)], (np.ones(2), None), {"a": np.zeros(2)}, np.ones(2)]
     assert len({of_tree(tree).digest for tree in trees}) == len(trees)
+    network = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    assert of_tree(network) == of_tree(eqx.nn.Linear(2, 2, key=jax.random.key(0))) != of_tree(network.weight)
     assert of_tree({"a": np.ones(2), "b": np.zeros(1)}) == of_tree({"b": jnp.zeros(1), "a": jnp.ones(2)})
 
 

@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from ..identity import of_program
+from ..identity import of_program, shapes_of
 from ..provenance import provenance
 from ..solvers import AbstractFlowSolver, DeflatedExponential, KrylovExponential, Policy, explicit_solver
 from .field import traced
@@ -96,10 +96,10 @@ def _digest(run: Run) -> str:
     flow = run.flow
     fixed = (flow.stretch, flow.levels, flow.directions, flow.controller, flow.grid, run.problem, run.params0, run.t1)
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(fixed) if _is_array(leaf)]
-    of_run = flow.layout.unravel(run.params0), run.problem.data
-    programs = [("loss", of_program(run.problem.loss_fn, *of_run, derivatives=True).digest.hex())]
+    shapes = shapes_of(flow.layout.unravel(run.params0), run.problem.data)
+    programs = [("loss", of_program(run.problem.loss_fn, shapes, derivatives=True).digest.hex())]
     for name, fn in (*flow.observables, *run.problem.conserved):
-        programs.append((name, of_program(fn, *of_run).digest.hex()))
+        programs.append((name, of_program(fn, shapes).digest.hex()))
     made_by = {key: value for key, value in provenance().items() if key in _MADE_BY}
     words = [
         made_by,

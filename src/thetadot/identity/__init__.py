@@ -14,5 +14,6 @@ and said to be, in `Fingerprint.trusted`.
 
 from .program import of_program as of_program
 from .program import of_tree as of_tree
+from .program import shapes_of as shapes_of
 from .writer import Fingerprint as Fingerprint
 from .writer import of_value as of_value

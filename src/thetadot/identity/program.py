@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,40 +11,62 @@ from jaxtyping import PyTree
 from .writer import Fingerprint, Writer, of_value
 
 
-def of_program(fn: Callable, params: PyTree, data: PyTree, derivatives: bool = False) -> Fingerprint:
+class Shapes(NamedTuple):
+    """Structure, shapes and dtypes of the two arguments of a function."""
+
+    structure: Any
+    kinds: tuple
+
+
+def shapes_of(params: PyTree, data: PyTree) -> Shapes:
+    """Those of these arguments; their numbers do not matter."""
+    leaves, structure = jax.tree.flatten((params, data))
+    return Shapes(structure, tuple(jax.typeof(x) for x in leaves))
+
+
+def of_program(fn: Callable, shapes: Shapes, derivatives: bool = False) -> Fingerprint:
     """The fingerprint of `fn(params, data)` for arguments of these shapes, traced once for each.
 
     Args:
         fn: a function of arrays.
-        params: its first argument; only structure, shapes and dtypes matter.
-        data: its second argument.
+        shapes: of its arguments.
         derivatives: of the function, its gradient and its products with the Hessian, with the rules that a
             `custom_jvp` or `custom_vjp` in it gives.
 
     Returns:
         That of the traced program, or that of the code where the function cannot be traced.
     """
-    leaves, structure = jax.tree.flatten((params, data))
-    kinds = tuple(jax.typeof(x) for x in leaves)
     try:
-        return _of_program(fn, structure, kinds, derivatives)
+        return _of_program(fn, shapes, derivatives)
     except TypeError:  # something in it cannot be a key
-        return _of_program.__wrapped__(fn, structure, kinds, derivatives)
+        return _of_program.__wrapped__(fn, shapes, derivatives)
 
 
 def of_tree(tree: PyTree) -> Fingerprint:
-    """The fingerprint of a pytree of arrays: structure, shapes, dtypes and bytes."""
+    """The fingerprint of a pytree of arrays: containers, keys, shapes, dtypes and bytes.
+
+    Of containers of other kinds (modules of Equinox) their arrays, in order; what else they hold shows in the programs.
+    """
     leaves, structure = jax.tree.flatten(tree)
     to = Writer()
-    to.text(_structure(structure).digest.hex())
+    _write_structure(to, structure)
     to.write([np.asarray(leaf) if isinstance(leaf, bool | int | float) else leaf for leaf in leaves])
     return to.fingerprint()
 
 
+def _write_structure(to: Writer, structure: Any) -> None:
+    kind, keys = structure.node_data() or (None, None)
+    is_usual = kind in (dict, list, tuple, type(None))
+    to.text(str(structure.num_nodes), kind.__name__ if is_usual and kind else "other")
+    to.write(keys if kind is dict else None)
+    for child in structure.children():
+        _write_structure(to, child)
+
+
 @lru_cache(maxsize=256)
-def _of_program(fn: Callable, structure: Any, kinds: tuple, derivatives: bool) -> Fingerprint:
-    arrays = [jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type) for kind in kinds]
-    params, data = jax.tree.unflatten(structure, arrays)
+def _of_program(fn: Callable, shapes: Shapes, derivatives: bool) -> Fingerprint:
+    arrays = [jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=kind.weak_type) for kind in shapes.kinds]
+    params, data = jax.tree.unflatten(shapes.structure, arrays)
     orders = (_second(fn), jax.value_and_grad(fn)) if derivatives else ()
     for program in (*orders, fn):
         try:
@@ -64,8 +86,3 @@ def _second(fn: Callable) -> Callable:
         return jax.jvp(lambda params: jax.value_and_grad(fn)(params, data), (params,), (params,))
 
     return all_of_it
-
-
-@lru_cache(maxsize=256)
-def _structure(structure: Any) -> Fingerprint:
-    return of_value(structure)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from ..identity import Fingerprint, of_program, of_tree, of_value
+from ..identity import Fingerprint, of_program, of_tree, of_value, shapes_of
 from ..identity.library import environment
 from .grid import shape_of
 from .job import Job, Posed, pose
@@ -68,22 +68,23 @@ def identity_at(job: Job, lane: int) -> np.ndarray:
 
 
 def _fingerprints(job: Job, posed: Posed) -> dict[str, Fingerprint]:
-    problem, params0 = posed.problem, posed.params0
-    conserved = [(name, of_program(fn, params0, problem.data).digest) for name, fn in problem.conserved]
+    problem = posed.problem
+    shapes = shapes_of(posed.params0, problem.data)
+    conserved = [(name, of_program(fn, shapes).digest) for name, fn in problem.conserved]
     found = {
         MADE: of_value(True),
-        "start": of_tree(params0),
+        "start": of_tree(posed.params0),
         "data": of_tree(problem.data),
         "t1": of_value(posed.t1),
         "rtol": of_value(posed.rtol),
         "solver": of_value(posed.solver),
-        "loss": of_program(problem.loss_fn, params0, problem.data, derivatives=True),
+        "loss": of_program(problem.loss_fn, shapes, derivatives=True),
         "conserved": of_value(tuple(conserved)),
     }
     for name in job.crossings:
         found[f"measure[{name!r}]"] = of_value(_plain(posed.crossings.get(name)))
     for name, fn in job.observables.items():
-        found[f"observables[{name!r}]"] = of_program(fn, params0, problem.data)
+        found[f"observables[{name!r}]"] = of_program(fn, shapes)
     return found
 
 

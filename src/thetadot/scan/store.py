@@ -72,11 +72,13 @@ def open_store(
         there = json.loads(group.attrs["configuration"])  # pyright: ignore[reportArgumentType]
     except Exception as error:  # zarr raises a dozen kinds
         raise ValueError(f"`{path}` is there and is not the store of a scan: give another `store`.") from error
-    if differences := _differences(there, json.loads(attrs["configuration"])):
+    differences = _differences(there, json.loads(attrs["configuration"]))
+    if all(name in group for name in parts) and differences:
         raise ValueError(f"`{path}` holds another scan: {'; '.join(differences)}. Give another `store`.")
-    if any(group[name].attrs.get("parts") != words if name in group else True for name, words in parts.items()):
+    if any(name not in group or group[name].attrs.get("parts") != words for name, words in parts.items()):
         raise ValueError(
-            f"`{path}` does not say what its lanes solve, as it was made by another version: give another `store`."
+            f"`{path}` was made by another version of thetadot and does not say what its lanes solve: give another "
+            "`store`."
         )
     return group
 
