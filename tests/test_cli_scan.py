@@ -1,9 +1,8 @@
 """`thetadot scan`: axes as they are typed, the law of a known escape time, and what is refused."""
 
+import dataclasses
 import json
 import re
-from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,14 +129,15 @@ def test_a_lane_with_fewer_plateaus_has_fewer_escapes():
     assert [level(size=2) for _, level, _ in found.values()] == [1.5, 0.5]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Plateaus:
     """An experiment with as many escapes as its size."""
 
     size: int
 
     def setup(self):
-        return SimpleNamespace(plateaus={f"plateau {i}": float(i) for i in range(self.size + 1)})
+        plateaus = {f"plateau {i}": float(i) for i in range(self.size + 1)}
+        return dataclasses.replace(MatrixFactorization(size=2).setup(), plateaus=plateaus)
 
 
 def test_end_and_tolerance_are_axes_of_the_command_too(tmp_path):

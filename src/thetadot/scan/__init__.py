@@ -13,14 +13,12 @@
 | `lock` | one process at a time writes a store |
 | `keep` | checkpoints of lanes in progress |
 | `tally` | live progress |
+| `describe` | what a dataset says about itself |
 """
 
 import contextlib
-import dataclasses
-import json
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -34,14 +32,14 @@ import numpy as np
 
 from ..engine import STANDING, check_rtol
 from ..problem import Observable
-from ..provenance import provenance
 from ..solvers import choose_solver
+from .describe import attributes, details, name_of, variables
 from .engines import Lanes, choose_engine
 from .grid import Axes, check_grid, point_at
 from .identity import IDENTITY, identified, idle_axes, parts
 from .job import Job, made, varies
 from .keep import forget
-from .lane import STATS, TIME
+from .lane import STATS
 from .lock import working
 from .resume import CHANGED, Settled, reopen, settle
 from .store import IN_PROGRESS, PENDING, open_store, pending, read, statuses, writing
@@ -151,34 +149,28 @@ def scan(
     loss = _loss_name(job)
     run = choose_engine(engine, executor, job)
     path = None if store is None else Path(store)
-    variables = _variables(job)
+    about = variables(job)
     job, trusted = identified(job)
-    attrs = _attributes(job, loss) | {"trusted_by_name": trusted}
-    group = open_store(path, axes, variables, attrs, {IDENTITY: parts(job)})
-    settled = settle(group, path, job, changed, _details(group, attrs))
+    attrs = attributes(job, loss) | {"trusted_by_name": trusted}
+    group = open_store(path, axes, about, attrs, {IDENTITY: parts(job)})
+    settled = settle(group, path, job, changed, details(group, attrs))
     if pending(group) or any(settled):
         _say_idle(job)
         with working(group, path) as folder:
             _renew(group, job, settled, attrs)
             job = job._replace(folder=folder)
             _run(run(job, pending(group)), group, job, path, progress)
-    scalars = [name for name in variables if name not in STATS]
+    scalars = [name for name in about if name not in STATS]
     ds = read(group, [*scalars, *functions, "status", "result", *STATS])
     return ds.load() if path is None else ds
-
-
-def _details(group: "zarr.Group", attrs: Mapping[str, Any]) -> dict[str, str]:
-    """What differs between two configurations, in words."""
-    there, here = (json.loads(str(one["configuration"])) for one in (group.attrs, attrs))
-    return {key: f"{key} is {there[key]!r} there and {here[key]!r} here" for key in there if there[key] != here[key]}
 
 
 def _renew(group: "zarr.Group", job: Job, settled: Settled, attrs: Mapping[str, Any]) -> None:
     """A store tells of the scan that wrote it last."""
     reopen(group, job, settled)
-    if _details(group, attrs):
+    if details(group, attrs):
         group.update_attributes(dict(attrs))
-        for name, about in _variables(job).items():
+        for name, about in variables(job).items():
             group[name].update_attributes(about)
 
 
@@ -189,31 +181,6 @@ def _say_idle(job: Job) -> None:
             "of the grid. Use it in `make`, or in `t1`, `rtol`, `solver` or a level as a function of the point.",
             stacklevel=3,
         )
-
-
-def _attributes(job: Job, loss: str | None) -> dict[str, Any]:
-    """Of the dataset: what decides its numbers and what made them, and the most important of it in plain sight."""
-    made_by = provenance()
-    return {
-        "configuration": json.dumps(_configuration(job, loss)),
-        "provenance": json.dumps(made_by),
-        "rtol": _setting(job.rtol),
-        "solver": _setting(job.solver),
-        "thetadot": made_by["versions"].get("thetadot", "not installed"),
-    }
-
-
-def _variables(job: Job) -> dict[str, dict[str, Any]]:
-    """The numbers that every lane has, with what they mean."""
-    about: dict[str, dict[str, Any]] = {}
-    for name, (observable, level, *direction) in job.crossings.items():
-        at_level = f"{name}_level" if varies(level) else f"{level:g}"
-        passed = " ".join(["first time at which", observable, "passes", at_level, *direction])
-        about[name] = {"long_name": passed, "units": TIME, "rtol": _setting(job.rtol)}
-        about[f"{name}_error"] = {"long_name": f"error of {name}", "units": TIME}
-        if varies(level):
-            about[at_level] = {"long_name": f"level of {name}"}
-    return about | STATS
 
 
 def _run(lanes: Lanes, group: "zarr.Group", job: Job, path: Path | None, progress) -> None:
@@ -278,46 +245,6 @@ def _check_settings(t1, solver, rtol, max_steps, changed) -> None:
         raise ValueError(f"`scan(max_steps=...)` must be at least 1; got {max_steps}.")
 
 
-def _configuration(job: Job, loss: str | None) -> dict[str, Any]:
-    """What was asked for, as JSON: functions by their qualified names."""
-    return {
-        "make": _name(job.make),
-        "loss": loss,
-        "axes": list(job.axes),
-        **{f"grid[{name!r}]": values.tolist() for name, values in job.axes.items()},
-        "t1": _setting(job.t1),
-        **{f"measure[{name!r}]": [_setting(x) for x in crossing] for name, crossing in job.crossings.items()},
-        **{f"measure['{name}_level']": _name(of[1]) for name, of in job.crossings.items() if varies(of[1])},
-        **{f"measure[{name!r}]": _name(fn) for name, fn in job.functions.items()},
-        **{f"observables[{name!r}]": _name(fn) for name, fn in job.observables.items()},
-        "solver": _setting(job.solver),
-        "rtol": _setting(job.rtol),
-        "errors": job.errors,
-        "max_steps": job.max_steps,
-        "x64": job.x64,
-        "stop": job.stop,
-    }
-
-
-def _setting(value: Any) -> Any:
-    """A setting as JSON can hold it."""
-    if varies(value):
-        return _name(value)
-    return repr(value) if isinstance(value, dfx.AbstractSolver) else value
-
-
-def _name(fn: Callable) -> str:
-    """Its qualified name; that of its class where it has none, or all that a dataclass holds.
-
-    A script is called as it would be when imported.
-    """
-    if dataclasses.is_dataclass(fn):
-        return repr(fn)
-    named = fn if hasattr(fn, "__qualname__") else type(fn)
-    script = getattr(sys.modules["__main__"], "__file__", None) if named.__module__ == "__main__" else None
-    return f"{Path(script).stem if script else named.__module__}.{named.__qualname__}"
-
-
 def _loss_name(job: Job) -> str | None:
     """The loss at the first point; None where `make` fails there, as its lane will tell.
 
@@ -334,4 +261,4 @@ def _loss_name(job: Job) -> str | None:
             "`make` returns new functions at each call, so that every lane would compile for seconds: define the loss "
             "and the conserved quantities once, outside of it, and let `data` vary."
         )
-    return _name(one.loss_fn)
+    return name_of(one.loss_fn)
