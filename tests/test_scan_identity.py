@@ -7,6 +7,7 @@ from functools import cache, partial
 from typing import Any
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import xarray as xr
@@ -273,6 +274,7 @@ def test_a_finished_store_of_a_thousand_lanes_is_compared_in_two_seconds(tmp_pat
     solve(make, engine="ready-made", **scan)
     never_compiles()
     num_traces, seconds = len(traced), []
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a check of types costs what it checks
     for _ in range(2):  # of the processor, and the better one: other processes may be at work
         began = time.process_time()
         ds = solve(make, **scan)
