@@ -1,17 +1,19 @@
 """`thetadot scan`: axes as they are typed, the law of a known escape time, and what is refused."""
 
+import dataclasses
 import json
 import re
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thetadot import cli_scan
 from thetadot.cli import main
-from thetadot.experiments import FocusDilution, MatrixFactorization
-from thetadot.experiments.scanning import FlowOf, escapes, parse_axes
+from thetadot.experiments import FocusDilution, MatrixFactorization, RankCollapse
+from thetadot.experiments.scanning import FlowOf, escapes, lane_escapes, parse_axes, scanned
 from thetadot.scan.grid import check_grid
 
 SMALL = ["--depth", "2", "--size", "2", "--singular-values", "2.0", "--t1", "60.0", "--rtol", "1e-4"]
@@ -41,7 +43,9 @@ def test_axes_are_read_as_they_are_typed(text, values):
     [
         ([], 1, "`--over` says what to scan"),
         (["width=1,2"], 1, "'width' is not among init_scale|'width' is not among size"),
-        (["solver=1,2"], 1, "'solver' is not among"),
+        (["solver=auto,2"], 1, "'2' is not among auto, deflated"),
+        (["solver=auto,,tsit5"], 1, "must be solver=WORD,WORD"),
+        (["singular_values=1,2"], 1, "'singular_values' is not among"),
         (["init_scale"], 1, "must be NAME=FROM:TO:COUNT"),
         (["init_scale=1:2"], 1, "must be NAME=FROM:TO:COUNT"),
         (["init_scale=1:2:3:cubic"], 1, "must be NAME=FROM:TO:COUNT"),
@@ -115,6 +119,47 @@ def test_escapes_lie_between_the_plateaus():
     assert levels == sorted(levels, reverse=True) and len(levels) == 2
 
 
+def test_the_level_of_an_escape_is_that_of_the_lane():
+    """Each seed of rank collapse draws its own sequences, and so its own plateau."""
+    axes = parse_axes(["init_scale=1e-3"], 3, RankCollapse(seed=1))
+    ((name, (observable, level, direction)),) = lane_escapes(RankCollapse(), axes).items()
+    assert (name, observable, direction) == ("escape_1", "loss", "down")
+    levels = [level(init_scale=1e-3, seed=seed) for seed in (1, 2, 3)]
+    np.testing.assert_allclose(np.array(levels, float), [0.8545106, 0.8908070, 0.8176058], rtol=1e-6)
+
+
+def test_a_lane_with_fewer_plateaus_has_fewer_escapes():
+    axes = {"size": np.array([1, 2])}
+    found = lane_escapes(Plateaus(1), axes)
+    assert [level(size=1) for _, level, _ in found.values()] == [0.5, None]
+    assert [level(size=2) for _, level, _ in found.values()] == [1.5, 0.5]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateaus:
+    """An experiment with as many escapes as its size."""
+
+    size: int
+
+    def setup(self):
+        plateaus = {f"plateau {i}": float(i) for i in range(self.size + 1)}
+        return dataclasses.replace(MatrixFactorization(size=3).setup(), plateaus=plateaus)
+
+
+def test_end_and_tolerance_are_axes_of_the_command_too(tmp_path):
+    argv = ["scan", "matrix-factorization", *SMALL, "--over", "t1=1,2", "--over", "rtol=1e-3,1e-6", "--no-errors"]
+    assert main([*argv, "--no-figures", "--store", str(tmp_path / "axes.zarr")]) == 0
+    ds = xr.open_zarr(tmp_path / "axes.zarr", consolidated=False, chunks=None)
+    np.testing.assert_array_equal(ds.t_end.values[:, :, 0], [[1.0, 1.0], [2.0, 2.0]])
+    assert np.all(ds.num_steps.sel(rtol=1e-6).values > ds.num_steps.sel(rtol=1e-3).values)
+
+
+def test_words_are_axes_but_no_law_is_fitted_along_them():
+    axes = parse_axes(["solver=auto,tsit5,dopri8", "init_scale=1e-3,1e-2,1e-1"], 1, MatrixFactorization())
+    assert axes["solver"].tolist() == ["auto", "tsit5", "dopri8"]
+    assert scanned({"solver": 3, "init_scale": 3, "seed": 1}, axes) == "init_scale"
+
+
 def test_a_lane_is_the_experiment_with_other_options():
     problem, params0 = FlowOf(MatrixFactorization(size=3))(init_scale=1e-2, seed=4)
     setup = MatrixFactorization(size=3, init_scale=1e-2, seed=4).setup()
@@ -124,16 +169,16 @@ def test_a_lane_is_the_experiment_with_other_options():
 
 
 @pytest.fixture(scope="module")
-def scanned(tmp_path_factory):
+def stored(tmp_path_factory):
     store = tmp_path_factory.mktemp("scan") / "depth.zarr"
     argv = ["scan", "matrix-factorization", *SMALL, "--over", "init_scale=1e-6:1e-2:5:log", "--seeds", "3"]
     return store, [*argv, "--law", "log", "--store", str(store), "--json"]
 
 
 @pytest.mark.slow
-def test_two_layers_leave_their_saddle_after_half_the_logarithm(scanned, capsys):
+def test_two_layers_leave_their_saddle_after_half_the_logarithm(stored, capsys):
     """Both layers grow like e^{st} along the mode s = 2: the escape time is (1/s) log(1/ε) and a constant."""
-    store, argv = scanned
+    store, argv = stored
     assert main(argv) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["lanes"] == 15 and facts["statuses"] == {"done": 15}
@@ -143,8 +188,8 @@ def test_two_layers_leave_their_saddle_after_half_the_logarithm(scanned, capsys)
     assert store.with_suffix(".png").stat().st_size > 10_000
 
 
-def test_the_same_command_goes_on_from_the_store_and_another_one_is_refused(scanned, capsys):
-    store, argv = scanned
+def test_the_same_command_goes_on_from_the_store_and_another_one_is_refused(stored, capsys):
+    store, argv = stored
     if not store.exists():
         main(argv)
         capsys.readouterr()

@@ -19,7 +19,8 @@ from thetadot.engine import run, together
 from thetadot.scan import engines
 from thetadot.scan import lane as lane_module
 from thetadot.scan.grid import check_grid, chunk_shape, chunk_start
-from thetadot.scan.lane import STATS, Interrupted, Job, run_lane
+from thetadot.scan.job import Job
+from thetadot.scan.lane import STATS, Interrupted, run_lane
 from thetadot.scan.tally import Tally, describe_tally
 
 solve = partial(td.scan, t1=8.0, measure=MEASURE, observables=OBSERVABLES, solver="tsit5", errors=False)

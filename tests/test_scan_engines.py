@@ -16,7 +16,7 @@ import thetadot as td
 from scans import MEASURE, OBSERVABLES, die, make, scan_everywhere
 from thetadot.engine import loop
 from thetadot.scan import engines
-from thetadot.scan.lane import Job
+from thetadot.scan.job import Job
 
 HERE = Path(__file__).parent
 X0 = np.linspace(0.02, 0.3, 5)

@@ -19,7 +19,8 @@ from scans import LONG, MEASURE, OBSERVABLES, make_stiff, num_rows, scan_few, sc
 from thetadot.engine import tiers
 from thetadot.scan import engines, keep
 from thetadot.scan.grid import check_grid
-from thetadot.scan.lane import Interrupted, Job, run_lane
+from thetadot.scan.job import Job
+from thetadot.scan.lane import Interrupted, run_lane
 from thetadot.scan.store import IN_PROGRESS
 
 GRID = check_grid({"x0": [0.2, 0.4]})

@@ -48,6 +48,7 @@ ORDER = [
     "solvers",
     "progress",
     "provenance",
+    "identity",
     "engine",
     "trajectory",
     "flow",

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from thetadot import report
 from thetadot.experiments import name_of
-from thetadot.experiments.scanning import FlowOf, escapes, parse_axes, scanned
+from thetadot.experiments.scanning import FlowOf, lane_escapes, parse_axes, scanned, solve_options
 from thetadot.laws import Fit, fit_log_law, fit_power_law
 from thetadot.plot.apart import Painters
 from thetadot.progress import console
@@ -22,6 +22,7 @@ from thetadot.scan.tally import describe_statuses
 
 E = TypeVar("E")
 Law = Literal["power", "log"]
+Changed = Literal["refuse", "redo", "trust"]
 _LAWS = {"power": fit_power_law, "log": fit_log_law}
 
 
@@ -30,11 +31,13 @@ class Grid:
     """What to scan, and where the lanes go."""
 
     over: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """An axis: NAME=FROM:TO:COUNT[:log] or NAME=VALUE,VALUE,… of a numeric option; may be given again for more axes."""
+    """An axis: NAME=FROM:TO:COUNT[:log] or NAME=VALUE,VALUE,… of any option; may be given again for more axes."""
     seeds: int = 1
     """Number of seeds, from the experiment's own on."""
     store: Path | None = None
     """Zarr folder of the lanes; the same command goes on from what is there. Default: in the folder runs."""
+    changed: Changed = "refuse"
+    """Lanes of the store that would solve something else now: refuse, redo, or trust their functions to be the same."""
     law: Law = "power"
     """The law that is fitted: escape time ∝ x^p, or a + b log(1/x)."""
     errors: bool = True
@@ -59,9 +62,7 @@ class ScanExperiment(Generic[E]):
         grid, log = self.grid, console(stderr=True)
         name = f"{name_of(self.experiment)}-scan-{datetime.now():%Y%m%d-%H%M%S}.zarr"
         store = grid.store or Path("runs") / name
-        facts, table = scan_experiment(
-            self.experiment, grid.over, grid.seeds, store, grid.law, grid.errors, grid.figures, log, grid.damaged
-        )
+        facts, table = scan_experiment(self.experiment, grid, store, log)
         if grid.json:
             sys.stdout.write(report.to_json(facts) + "\n")
         else:
@@ -73,37 +74,26 @@ class ScanExperiment(Generic[E]):
         return 0 if set(facts["statuses"]) <= {"done", "stopped"} else 1
 
 
-def scan_experiment(
-    experiment: Any,
-    over: tuple[str, ...],
-    seeds: int,
-    store: Path,
-    law: Law,
-    errors: bool,
-    figures: bool,
-    log: Console,
-    damaged: Literal["refuse", "redo"] = "refuse",
-) -> tuple[dict[str, Any], Table]:
+def scan_experiment(experiment: Any, grid: Grid, store: Path, log: Console) -> tuple[dict[str, Any], Table]:
     """Scans an experiment into a store, or finishes what is there, and fits a law to each escape time.
 
     Returns:
         The facts as plain values, and a table of the laws.
     """
-    axes = parse_axes(over, seeds, experiment)
-    crossings = escapes(experiment)
+    axes = parse_axes(grid.over, grid.seeds, experiment)
+    crossings = lane_escapes(experiment, axes)
     ds = scan(
         FlowOf(experiment),
         axes,
-        experiment.t1,
-        crossings,
+        measure=crossings,
         store=store,
-        solver=experiment.solver,
-        rtol=experiment.rtol,
-        errors=errors,
+        errors=grid.errors,
         progress=True,
-        damaged=damaged,
+        damaged=grid.damaged,
+        changed=grid.changed,
+        **solve_options(experiment, axes),
     ).load()
-    fits = _fits(ds, crossings, scanned(ds.sizes, axes), law, log)
+    fits = _fits(ds, crossings, scanned(ds.sizes, axes), grid.law, log)
     facts: dict[str, Any] = {
         "experiment": name_of(experiment),
         "store": str(store),
@@ -112,12 +102,13 @@ def scan_experiment(
         "laws": [_describe(fit) for fit in fits],
         "figure": None,
     }
-    if fits and figures:
+    if fits and grid.figures:
         from thetadot.plot.law import law_figure  # matplotlib takes a second to import
 
         path = store.with_suffix(".png")
         ends = describe_statuses(facts["statuses"])
-        footer = f"{facts['experiment']}  ·  rtol {experiment.rtol:.0e}  ·  {ends}"
+        tolerance = "" if "rtol" in axes else f"rtol {experiment.rtol:.0e}  ·  "
+        footer = f"{facts['experiment']}  ·  {tolerance}{ends}"
         law_figure([(ds, fit) for fit in fits], footer).savefig(path)
         facts["figure"] = str(path)
     return facts, _table(fits, facts["experiment"])

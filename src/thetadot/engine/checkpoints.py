@@ -1,7 +1,7 @@
 """A flow in progress as a few arrays, and the same flow again from them.
 
 A state says all that the loop knows between two steps, so a flow that is resumed takes the very steps that it would
-have taken. What is fixed in a flow (problem, start, tolerances) is not kept but recognized, by a digest.
+have taken. What is fixed in a flow (loss, data, start, tolerances) is not kept but recognized, by a digest.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from ..identity import of_program, shapes_of
 from ..provenance import provenance
 from ..solvers import (
     AbstractFlowSolver,
@@ -102,7 +103,10 @@ def _digest(run: Run) -> str:
     flow = run.flow
     fixed = (flow.stretch, flow.levels, flow.directions, flow.controller, flow.grid, run.problem, run.params0, run.t1)
     arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(fixed) if _is_array(leaf)]
-    names = [name for name, _ in (*flow.observables, *run.problem.conserved)]
+    shapes = shapes_of(flow.layout.unravel(run.params0), run.problem.data)
+    programs = [("loss", of_program(run.problem.loss_fn, shapes, derivatives=True).digest.hex())]
+    for name, fn in (*flow.observables, *run.problem.conserved):
+        programs.append((name, of_program(fn, shapes).digest.hex()))
     made_by = {key: value for key, value in provenance().items() if key in _MADE_BY}
     words = [
         made_by,
@@ -110,7 +114,7 @@ def _digest(run: Run) -> str:
         flow.layout.shapes,
         flow.crossing_names,
         flow.stop,
-        names,
+        programs,
         *((a.shape, str(a.dtype)) for a in arrays),
     ]
     digest = hashlib.sha256(json.dumps(words).encode())

@@ -7,7 +7,6 @@ another store, or of an earlier hour of this one, as its numbers: the checksum o
 import os
 import shutil
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .checks import lane_checksums
-from .grid import chunk_start, point_at, shape_of
-from .store import CHECKSUM, IN_PROGRESS, MISSING, PENDING, Layout, chunks_of, make
+from .grid import point_at, shape_of
+from .store import CHECKSUM, IDENTITY, IN_PROGRESS, MISSING, PENDING, Layout, chunks_of, make
+from .writer import take_back
 
 if TYPE_CHECKING:
     import zarr
@@ -67,11 +67,13 @@ def find_damage(group: "zarr.Group", path: Path, layout: Layout) -> Damage:
             except Exception:  # zarr raises a dozen kinds
                 broken.append((name, start))
         written = columns.pop(CHECKSUM, np.zeros(len(numbers)))
+        nameless = ~np.any(columns.pop(IDENTITY, np.zeros((len(numbers), 1))), axis=1)
         status = columns.get("status", np.full(len(numbers), MISSING, object))
-        wrong = (status != PENDING) & ((status == MISSING) | (written != lane_checksums(columns)))
+        lost = (status == MISSING) | nameless | (written != lane_checksums(columns))
+        wrong = (status != PENDING) & lost
         if np.any(wrong):
-            lost = {name for name, at in broken if at == start} or _without_file(path, layout, start)
-            lanes |= {numbers[int(i)]: lost for i in np.flatnonzero(wrong)}
+            names = {name for name, at in broken if at == start} or _without_file(path, layout, start)
+            lanes |= {numbers[int(i)]: names for i in np.flatnonzero(wrong)}
     return Damage(described, broken, lanes)
 
 
@@ -117,18 +119,12 @@ def mend(group: "zarr.Group", path: Path, layout: Layout) -> None:
 
 
 def _forget_lanes(group: "zarr.Group", layout: Layout, damage: Damage) -> None:
-    """Takes the status of damaged lanes back: they are pending."""
-    shape, status = shape_of(layout.axes), group["status"]
-    lost = defaultdict(list)
-    for lane in damage.lanes:
-        lost[chunk_start(lane, shape, chunks_of(layout.axes))].append(lane)
-    for start, region, numbers in _chunks(layout):
-        whole = ("status", start) not in damage.chunks
-        if whole and start not in lost:
-            continue
-        values: Any = np.array(status[region], object) if whole else np.full(_size(region), PENDING, object)  # pyright: ignore
-        values.reshape(-1)[np.array(lost[start], int) - numbers[0]] = PENDING
-        status[region] = values  # pyright: ignore
+    """Takes the status of damaged lanes back: they are pending. So are those of a chunk that cannot be read."""
+    status: Any = group["status"]
+    for start, region, _ in _chunks(layout):
+        if ("status", start) in damage.chunks:
+            status[region] = np.full(_size(region), PENDING, object)
+    take_back(group, layout, damage.lanes)
 
 
 def _opened(group: "zarr.Group", path: Path, layout: Layout) -> tuple[dict[str, Any], set[str]]:
@@ -156,16 +152,19 @@ def _opened(group: "zarr.Group", path: Path, layout: Layout) -> tuple[dict[str, 
 def _is_its_own(array: Any, name: str, layout: Layout) -> bool:
     """Whether the description of a variable can be the one that was made for it, and is not another's."""
     shape = shape_of(layout.axes)
-    inner = len(array.shape) - len(shape)
-    names = (*layout.axes, *(f"{name}_{i}" for i in range(inner)))
-    kind, fill = {"status": ("T", MISSING), "result": ("T", ""), CHECKSUM: ("u", 0)}.get(name, ("f", None))
+    inner = array.shape[len(shape) :]
+    names = (*layout.axes, *(f"{name}_{i}" for i in range(len(inner))))
+    kinds = {"status": ("T", MISSING), "result": ("T", ""), CHECKSUM: ("u", 0), IDENTITY: ("u", 0)}
+    kind, fill = kinds.get(name, ("f", None))
     return (
         array.shape[: len(shape)] == shape
-        and array.chunks == (*chunks_of(layout.axes), *array.shape[len(shape) :])
+        and array.chunks == (*chunks_of(layout.axes), *inner)
         and array.metadata.dimension_names == names
         and array.dtype.kind == kind
         and (np.isnan(array.fill_value) if fill is None else array.fill_value == fill)
-        and (name in layout.functions or inner == 0)
+        and (
+            name in layout.functions or array.shape[len(shape) :] == (() if name != IDENTITY else (len(layout.parts),))
+        )
     )
 
 
@@ -186,7 +185,7 @@ def _size(region: tuple[slice, ...]) -> tuple[int, ...]:
 
 def _without_file(path: Path, layout: Layout, start: Start) -> set[str]:
     """Variables that have no file for a chunk; so has one that is NaN all over it, unless every lane has a number."""
-    always = ("status", CHECKSUM, "result", "wall_s")
+    always = ("status", CHECKSUM, IDENTITY, "result", "wall_s")
     files = {name: _file(path, name, start, layout) for name in layout.names}
     missing = {name for name, file in files.items() if not (any(file.iterdir()) if file.is_dir() else file.exists())}
     return {name for name in missing if name in always} or missing

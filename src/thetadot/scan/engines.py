@@ -21,8 +21,9 @@ from ..engine import Run, drive_together, on_one_core
 from ..flow import Ongoing
 from ..progress import Report
 from ..solvers import is_explicit
+from .job import Job, varies
 from .keep import keeping
-from .lane import PASSED_ON, Interrupted, Job, Lane, Row, run_lane
+from .lane import PASSED_ON, Interrupted, Lane, Row, run_lane
 from .leaving import wait_at_exit
 from .order import Waiting
 
@@ -275,4 +276,4 @@ def _gains_from_batches(job: Job) -> bool:
     On a CPU threads are as fast (benchmarks/README.md) and need less memory. Explicit steps are as short as the flow is
     stiff, so that lanes of different scales end at very different times.
     """
-    return jax.default_backend() != "cpu" and not is_explicit(job.solver)
+    return jax.default_backend() != "cpu" and not (varies(job.solver) or is_explicit(job.solver))  # pyright: ignore

@@ -3,23 +3,21 @@
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from ..engine import Request, Run, checkpoint, compiled_at_once, resume
 from ..flow import Ongoing, begin_flow, end_flow
-from ..ladder import check_ladder, decided_by_rounding, first_times, next_rung, rounded, wanted
-from ..problem import Observable, Problem
+from ..ladder import decided_by_rounding, first_times, next_rung, rounded, wanted
 from ..progress import Report
 from ..trajectory import Trajectory
 from . import keep
-from .grid import Axes, point_at
+from .identity import identity
+from .job import Job, Posed, pose, varies
+from .store import IDENTITY
 
 Row = dict[str, Any]
 """What a lane leaves behind: name of a variable -> number, array or sentence."""
@@ -45,24 +43,6 @@ PASSED_ON = (Interrupted, KeyboardInterrupt)
 """What ends a scan; anything else that a lane raises is that lane's failure."""
 
 
-class Job(NamedTuple):
-    """What all lanes of a scan share: the arguments of `scan`."""
-
-    make: Callable
-    axes: Axes
-    t1: float | Callable
-    crossings: Mapping[str, tuple]
-    functions: Mapping[str, Callable]  # of the trajectory
-    observables: Mapping[str, Observable]
-    solver: str | dfx.AbstractSolver
-    rtol: float
-    errors: bool
-    max_steps: int
-    x64: bool
-    stop: str | None = None  # the crossing that ends every lane
-    folder: Path | None = None  # of the checkpoints of lanes in progress
-
-
 class Lane:
     """A lane in progress: its flow at `rtol`, and then, for the errors of its crossing times, at tighter tolerances.
 
@@ -73,7 +53,7 @@ class Lane:
         self.job, self.number, self.start = job, number, time.perf_counter()
         self.trajs: list[Trajectory] = []
         self.failure: Row | None = None
-        self.made: tuple[Problem, PyTree, float] | None = None
+        self.posed: Posed | None = None
         self.runs: list[Run] = []  # of the flows that have begun
         self.num_kept = 0  # of them that are over, in files
 
@@ -92,13 +72,21 @@ class Lane:
 
     def _begin(self) -> Ongoing:
         job = self.job
-        problem, params0, t1 = self.made = self.made or _point(job, self.number)
+        posed = self.posed = self.posed or pose(job, self.number)
         # One choice of rows for all tolerances: they share their compiled code.
         rung = next_rung(self.trajs)
         assert rung is not None
-        ts, rtol = None if job.functions else [t1], rung.tolerance * job.rtol
         request = Request(
-            problem, params0, t1, ts, job.observables, job.crossings, job.stop, job.solver, rtol, job.max_steps
+            posed.problem,
+            posed.params0,
+            posed.t1,
+            None if job.functions else [posed.t1],
+            job.observables,
+            posed.crossings,
+            job.stop if job.stop in posed.crossings else None,
+            posed.solver,
+            rung.tolerance * posed.rtol,
+            job.max_steps,
         )
         with compiled_at_once():
             ongoing = begin_flow(rounded(request, rung, self.trajs))
@@ -133,15 +121,22 @@ class Lane:
     def row(self) -> Row:
         """All that the lane leaves behind."""
         row = self.failure or self._measured()
-        return row | {"wall_s": time.perf_counter() - self.start}
+        known = {} if self.job.shared is None else {IDENTITY: identity(self.job, self.posed)}
+        return row | known | {"wall_s": time.perf_counter() - self.start}
 
     def _measured(self) -> Row:
-        row = _outcome(self.trajs[0])
+        row = _outcome(self.trajs[0]) | self._levels()
         for name, first in first_times(self.trajs).items():
             row |= {name: first.value, f"{name}_error": first.error}
         if (decided := decided_by_rounding(self.trajs)) and row["status"] in ("done", "stopped", "rounding"):
             row |= {"status": "rounding", "result": f"{row['result']} Rounding decides {', '.join(decided)}."}
         return row | _functions(self.job.functions, self.trajs[0])
+
+    def _levels(self) -> Row:
+        """The levels that are not the same in all lanes."""
+        assert self.posed is not None
+        varying = (name for name, (_, level, *_) in self.job.crossings.items() if varies(level))
+        return {f"{name}_level": float(self.posed.crossings.get(name, (None, np.nan))[1]) for name in varying}
 
 
 def run_lane(job: Job, number: int, check: Callable[[Report], None] | None = None) -> Row:
@@ -162,23 +157,6 @@ def run_lane(job: Job, number: int, check: Callable[[Report], None] | None = Non
         except BaseException as error:
             lane.failure = _failed("Failed", error)
         return lane.row()
-
-
-def _point(job: Job, number: int) -> tuple[Problem, PyTree, float]:
-    """Problem, start and end of a lane."""
-    point = point_at(job.axes, number)
-    problem, params0 = made(job.make, point)
-    if job.errors and job.crossings:
-        check_ladder(job.rtol, params0)
-    return problem, params0, float(job.t1(**point) if callable(job.t1) else job.t1)
-
-
-def made(make: Callable, point: dict[str, Any]) -> tuple[Problem, PyTree]:
-    """What `make` returns at a point, if it is a problem and a start."""
-    pair = make(**point)
-    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], Problem)):
-        raise ValueError(f"`make` must return (problem, params0), a `Problem` and a pytree; got {type(pair).__name__}.")
-    return pair
 
 
 def _outcome(traj: Trajectory) -> Row:

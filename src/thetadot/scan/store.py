@@ -32,6 +32,9 @@ MISSING = "missing"
 CHECKSUM = "checksum"
 """The variable that holds, for each lane, a checksum of everything in it."""
 
+IDENTITY = "identity"
+"""The variable that holds, for each finished lane, what it solved: a number for each of its parts."""
+
 IN_PROGRESS = "_in_progress"
 """The group in the store that holds, while it is written, its lock and what belongs to lanes in progress."""
 
@@ -47,12 +50,13 @@ class Layout(NamedTuple):
     axes: Axes
     numbers: Mapping[str, Attributes]  # name -> attributes, of those that every lane has
     functions: tuple[str, ...]  # whose numbers have a place once the first lane has any
-    attrs: Attributes  # of the store; the `configuration` in it tells scans apart
+    attrs: Attributes  # of the store; the `configuration` in it tells grids apart
+    parts: Sequence[str]  # what each of the numbers of an identity stands for
 
     @property
     def names(self) -> list[str]:
         """Of all variables over the grid, the status first."""
-        return ["status", CHECKSUM, "result", *self.numbers, *self.functions]
+        return ["status", CHECKSUM, IDENTITY, "result", *self.numbers, *self.functions]
 
 
 def open_store(path: Path | None, layout: Layout, mends: bool = False) -> "zarr.Group":
@@ -62,7 +66,7 @@ def open_store(path: Path | None, layout: Layout, mends: bool = False) -> "zarr.
     lost the file that says of which scan it is gets another, if its status says the same.
 
     Raises:
-        ValueError: what is there is not a store, or one of another configuration.
+        ValueError: what is there is not a store, or has another grid or other names, or is of another version.
         OSError: it cannot be made.
     """
     import zarr
@@ -83,13 +87,30 @@ def open_store(path: Path | None, layout: Layout, mends: bool = False) -> "zarr.
         ) from error
     if differences := _differences(there, json.loads(layout.attrs[_COPY])):
         raise ValueError(f"`{path}` holds another scan: {'; '.join(differences)}. Give another `store`.")
+    if _is_of_another_version(group, layout):
+        raise ValueError(
+            f"`{path}` was made by another version of thetadot and does not say what its lanes solve: give another "
+            "`store`."
+        )
     return group
+
+
+def _is_of_another_version(group: "zarr.Group", layout: Layout) -> bool:
+    """Whether it knows neither checksums nor identities, or other ones; what has lost one of them is damaged."""
+    try:
+        return group[IDENTITY].attrs.get("parts") != list(layout.parts)
+    except Exception:  # it is not there, or cannot be read
+        return CHECKSUM not in group
 
 
 def _is_headless(path: Path, layout: Layout) -> bool:
     """Whether a store has lost nothing but what says that it is one: its status says of which scan it is."""
-    status = _text(path / "status" / "zarr.json") or {}
-    return _text(path / "zarr.json") is None and status.get("attributes", {}).get(_COPY) == layout.attrs[_COPY]
+    copy = (_text(path / "status" / "zarr.json") or {}).get("attributes", {}).get(_COPY)
+    return (
+        _text(path / "zarr.json") is None
+        and bool(copy)
+        and not _differences(*map(json.loads, (copy, layout.attrs[_COPY])))
+    )
 
 
 def _give_head(path: Path, layout: Layout) -> None:
@@ -153,6 +174,8 @@ def make(place: Any, layout: Layout) -> "zarr.Group":
     for name, about in layout.numbers.items():
         add(group, name, (), axes).update_attributes(about)
     add(group, CHECKSUM, (), axes, "uint32", 0).update_attributes({"long_name": "CRC-32 of all that the lane holds"})
+    told = {"long_name": "what the lane solved: a number for each of parts", "parts": list(layout.parts)}
+    add(group, IDENTITY, (len(layout.parts),), axes, "uint64", 0).update_attributes(told)
     add(group, "result", (), axes, str, "")
     status = add(group, "status", (), axes, str, MISSING)
     status.update_attributes({_COPY: layout.attrs[_COPY]})
@@ -180,9 +203,14 @@ def chunks_of(axes: Axes) -> tuple[int, ...]:
 
 
 def _differences(there: dict, here: dict) -> list[str]:
-    """What is not the same in two configurations, in words."""
-    keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    """What makes the variables of two configurations different, in words."""
+    only = [key for key in {**there, **here} if (key in there) != (key in here)]
+    keys = [key for key in {**there, **here} if key in only or (_is_of_grid(key) and there[key] != here[key])]
     return [f"{key} {_versus(there.get(key), here.get(key))}" for key in keys]
+
+
+def _is_of_grid(key: str) -> bool:
+    return key == "axes" or key.startswith("grid[")
 
 
 def _versus(there, here) -> str:
@@ -191,6 +219,14 @@ def _versus(there, here) -> str:
             return f"has {len(there)} values there and {len(here)} here"
         there, here = next((a, b) for a, b in zip(there, here, strict=True) if a != b)
     return f"is {there!r} there and {here!r} here"
+
+
+def renew(group: "zarr.Group", layout: Layout) -> None:
+    """Lets a store tell of the scan that writes it now."""
+    group.update_attributes(layout.attrs)
+    group["status"].update_attributes({_COPY: layout.attrs[_COPY]})
+    for name, about in layout.numbers.items():
+        group[name].update_attributes(about)
 
 
 def pending(group: "zarr.Group") -> list[int]:

@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -15,7 +15,7 @@ import numpy as np
 from .checks import row_checksum
 from .grid import chunk_start, shape_of
 from .lane import Row
-from .store import CHECKSUM, Layout, add, chunks_of
+from .store import CHECKSUM, IDENTITY, PENDING, Layout, add, chunks_of
 
 if TYPE_CHECKING:
     import zarr
@@ -93,7 +93,8 @@ def write(group: "zarr.Group", layout: Layout, rows: Sequence[tuple[int, Row]]) 
     shape, chunks = shape_of(layout.axes), chunks_of(layout.axes)
     shares = defaultdict(list)
     for lane, row in rows:
-        shares[chunk_start(lane, shape, chunks)].append((lane, row | {CHECKSUM: row_checksum(row)}))
+        held = {name: value for name, value in row.items() if name != IDENTITY}  # it is compared by itself
+        shares[chunk_start(lane, shape, chunks)].append((lane, row | {CHECKSUM: row_checksum(held)}))
     for start, share in shares.items():
         first = int(np.ravel_multi_index(start, shape))
         region = tuple(slice(i, i + size) for i, size in zip(start, chunks, strict=False))
@@ -118,3 +119,29 @@ def _arrays(group: "zarr.Group", layout: Layout, rows: Sequence[tuple[int, Row]]
                 told = f"`measure[{name!r}]` has shape {found} in this lane and {expected} in one before it."
                 row |= {"status": "failed", "result": told}
     return arrays
+
+
+def take_back(group: "zarr.Group", layout: Layout, lanes: Iterable[int]) -> None:
+    """Makes finished lanes lanes to be solved: their status goes first."""
+    _put(group["status"], layout, {lane: PENDING for lane in lanes})
+
+
+def rename(group: "zarr.Group", layout: Layout, identities: Mapping[int, np.ndarray]) -> None:
+    """Gives finished lanes other identities."""
+    _put(group[IDENTITY], layout, identities)
+
+
+def _put(array: Any, layout: Layout, values: Mapping[int, Any]) -> None:
+    """Sets the values of some lanes, chunk by chunk."""
+    shape, chunks = shape_of(layout.axes), chunks_of(layout.axes)
+    shares = defaultdict(dict)
+    for lane, value in values.items():
+        shares[chunk_start(lane, shape, chunks)][lane] = value
+    for start, share in shares.items():
+        first = int(np.ravel_multi_index(start, shape))
+        region = tuple(slice(i, i + size) for i, size in zip(start, chunks, strict=True))
+        held = np.array(array[region], object if array.dtype.kind == "T" else None)
+        flat = held.reshape(-1, *held.shape[len(shape) :])  # the lanes of a chunk follow one another
+        for lane, value in share.items():
+            flat[lane - first] = value
+        array[region] = held
