@@ -6,7 +6,8 @@ takes it, at every tolerance. So a solver that knows the growing directions carr
     w' = J w + n,   w(0) = 0,
 
 along the flow, with the rounding n of the field that it measures in every step. In a growing direction v of rate μ > 0
-the parameters move with v · F, and μ v · w of it is rounding's.
+the parameters move with v · F, and μ v · w of it is rounding's. That says something where this motion is an escape, a
+good part of the velocity: w is also what the flow does not care about, such as a shift along a valley of minima.
 """
 
 from typing import NamedTuple
@@ -16,12 +17,14 @@ from jaxtyping import Float
 from ..arrays import Array, namespace
 from ._phi import phi_functions
 
+_ESCAPE = 0.1  # of the velocity, from which a growing motion is an escape
+
 
 class Rounding(NamedTuple):
     """What rounding has done to a flow so far."""
 
     displacement: Float[Array, " P"]  # w
-    share: Float[Array, ""]  # its largest part now of the motion in a growing direction, if w can be seen there
+    share: Float[Array, ""]  # its largest part of an escape in progress, once w can be seen in it
 
 
 def none_yet(y: Float[Array, " P"]) -> Rounding:
@@ -66,10 +69,11 @@ def carried(
         h: the step.
     """
     xp, V, w = namespace(y), modes.vectors, rounding.displacement
-    visible = float(xp.finfo(y.dtype).eps) ** 0.5 * xp.linalg.norm(y)
+    small = float(xp.finfo(y.dtype).eps) ** 0.5
     ours, all_of_it = xp.abs(pull @ V), xp.abs(field @ V)
-    seen = (modes.rates > 0) & (xp.abs(w @ V) > visible)
-    share = xp.max(xp.where(seen, ours / xp.where(all_of_it > 0, all_of_it, 1), 0))
+    grows = modes.rates > small * xp.max(xp.abs(modes.rates))
+    seen = (xp.abs(w @ V) > small * xp.linalg.norm(y)) & (all_of_it > _ESCAPE * xp.linalg.norm(field))
+    share = xp.max(xp.where(grows & seen, ours / xp.where(all_of_it > 0, all_of_it, 1), 0))
 
     def outside(x):
         return x - V @ (x @ V)
