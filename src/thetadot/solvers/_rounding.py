@@ -5,9 +5,10 @@ takes it, at every tolerance. So a solver that knows the growing directions carr
 
     w' = J w + n,   w(0) = 0,
 
-along the flow, with the rounding n of the field that it measures in every step. In a growing direction v of rate μ > 0
-the parameters move with v · F, and μ v · w of it is rounding's. That says something where this motion is an escape, a
-good part of the velocity: w is also what the flow does not care about, such as a shift along a valley of minima.
+along the flow, with the rounding n of the field that it measures in every step, and that of the state at its end. In a
+growing direction v of rate μ > 0 the parameters move with v · F, and μ v · w of it is rounding's. That says something
+where this motion is an escape, a good part of the velocity: w is also what the flow does not care about, such as a
+shift along a valley of minima.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from jaxtyping import Float
 
 from ..arrays import Array, namespace
 from ._phi import phi_functions
+from ._vector import disturbed
 
 _ESCAPE = 0.1  # of the velocity, from which a growing motion is an escape
 
@@ -83,7 +85,8 @@ def carried(
     rate = xp.where(size > 0, apart @ outside(pull) / xp.where(size > 0, size, 1), 0)
     change = pull + noise
     step = V @ (modes.phi1 * (change @ V)) + phi_functions((h * rate)[None])[0] * outside(change)
-    return Rounding(w + h * step, share)
+    of_state = float(xp.finfo(y.dtype).eps) * (disturbed(y, field, 0.5) - 1) * y
+    return Rounding(w + h * step + of_state, share)
 
 
 def share_of_rounding(solver_state) -> Float[Array, ""] | float:
