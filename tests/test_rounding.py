@@ -36,6 +36,22 @@ def test_an_escape_from_below_rounding_is_told(z0, frame, status, solver, tier):
     assert ("`crossing_times`" in traj.result) == (status == "rounding") == (traj.stats["rounding"] > 0.02)
 
 
+def side(params, data):
+    """z."""
+    return (data @ params)[1]
+
+
+@pytest.mark.parametrize(("z0", "errors"), [(1e-17, (np.inf, np.inf)), (1e-9, (0.0, np.nan))])
+def test_a_side_that_was_not_taken_is_not_never(z0, errors):
+    """Rounding decides not only when, but where to: the other side of the saddle has no time, and no certainty."""
+    start = jnp.asarray(FRAME.T @ np.array([0.5, z0]))
+    crossings = {"right": ("side", 0.5), "left": ("side", -0.5)}
+    found = td.crossing_times(td.Problem(wells, jnp.asarray(FRAME)), start, crossings, 100.0, {"side": side})
+    taken, other = sorted(found.values(), key=lambda time: np.isnan(time.value))
+    assert np.isfinite(taken.value) and np.isnan(other.value)
+    np.testing.assert_allclose((taken.error, other.error), errors, atol=1e-4)
+
+
 def completion(ws, data):
     """½ ((W₁₂ − 1)² + (W₂₁ − 1)² + W₂₂²), W = W₂ W₁: from 0.3 I it keeps W₁ = W₂ᵀ, and det W > 0 for ever."""
     del data

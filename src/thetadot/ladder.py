@@ -60,7 +60,8 @@ def crossing_times(
     bit are disturbed alike.
 
     The error is infinite too where it exceeds 1e4 `rtol` T₁, since the tolerance does not control such a time; where
-    the gradient is not that of the loss; and of a NaN where the flow used up its steps.
+    the gradient is not that of the loss; and of a NaN where the flow used up its steps, or rounding decided one of its
+    escapes: it may have left to the wrong side.
 
     Args:
         problem: the loss and its data.
@@ -133,7 +134,7 @@ def first_times(trajs: Sequence[Trajectory]) -> dict[str, Measured]:
 
 def _means_nothing(traj: Trajectory, time: Measured) -> bool:
     """Whether a time, or that there is none, says nothing about the flow."""
-    return not traj.stats["is_gradient"] or bool(np.isnan(time.value) and traj.status == "step limit")
+    return not traj.stats["is_gradient"] or bool(np.isnan(time.value) and traj.status in ("step limit", "rounding"))
 
 
 def decided_by_rounding(trajs: Sequence[Trajectory]) -> list[str]:
