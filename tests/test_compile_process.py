@@ -176,7 +176,8 @@ class Settings:
 
 
 LONG = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins without
 import jax, jax.numpy as jnp
 jax.config.update("jax_enable_x64", True)
 from thetadot.compile import Program, process
