@@ -82,17 +82,20 @@ def scan_experiment(experiment: Any, grid: Grid, store: Path, log: Console) -> t
     """
     axes = parse_axes(grid.over, grid.seeds, experiment)
     crossings = lane_escapes(experiment, axes)
-    ds = scan(
-        FlowOf(experiment),
-        axes,
-        measure=crossings,
-        store=store,
-        errors=grid.errors,
-        progress=True,
-        damaged=grid.damaged,
-        changed=grid.changed,
-        **solve_options(experiment, axes),
-    ).load()
+    try:
+        ds = scan(
+            FlowOf(experiment),
+            axes,
+            measure=crossings,
+            store=store,
+            errors=grid.errors,
+            progress=True,
+            damaged=grid.damaged,
+            changed=grid.changed,
+            **solve_options(experiment, axes),
+        ).load()
+    except ValueError as error:
+        raise ValueError(_as_options(str(error))) from None
     fits = _fits(ds, crossings, scanned(ds.sizes, axes), grid.law, log)
     facts: dict[str, Any] = {
         "experiment": name_of(experiment),
@@ -112,6 +115,14 @@ def scan_experiment(experiment: Any, grid: Grid, store: Path, log: Console) -> t
         law_figure([(ds, fit) for fit in fits], footer).savefig(path)
         facts["figure"] = str(path)
     return facts, _table(fits, facts["experiment"])
+
+
+def _as_options(sentence: str) -> str:
+    """The sentence of a scan, for the command line."""
+    for name, value in (("changed", "redo"), ("changed", "trust"), ("damaged", "redo")):
+        for quote in "\"'":
+            sentence = sentence.replace(f"{name}={quote}{value}{quote}", f"--{name} {value}")
+    return sentence
 
 
 def _fits(ds, crossings, x: str | None, law: Law, log: Console) -> list[Fit]:

@@ -10,9 +10,8 @@ from jaxtyping import Bool, Float, Int
 from ..arrays import Array, choose, namespace
 from .state import Flow, State
 
-_SMALLEST_STEP = 4  # in units of the machine epsilon of t
-_CRAWL = 4096  # a step below this, in the same units, is suspicious: at a kink it is all that passes
-_LONGEST_CRAWL = 1000  # such steps in a row before the flow counts as stuck; the smallest count tenfold
+_CRAWL = 4096  # a step below this, in units of the machine epsilon of t, is suspicious: at a kink it is all that passes
+_LONGEST_CRAWL = 1000  # such steps in a row before the flow counts as stuck
 STEPS_AT_REST = 30
 """Consecutive steps that move nothing but rounding, before the flow counts as converged."""
 
@@ -50,14 +49,13 @@ def _rejected(state: State, step: Array) -> State:
 def crawling(state: State) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     """Attempts in a row that were hardly longer than the resolution of t; and whether the flow is stuck.
 
-    A plateau of length 1e16 ends within a time of order one, in some dozens of steps below a unit in the last place of
-    t. At a wall or a blow-up such steps go on and on.
+    A plateau of length 1e16 ends within a time of order one, in hundreds of steps below a unit in the last place of t.
+    At a wall or a blow-up such steps go on and on.
     """
     xp = namespace(state.t)
     eps = float(xp.finfo(state.t.dtype).eps)
     ulp = eps * xp.abs(state.t)
-    slow = xp.where(state.step > _SMALLEST_STEP * ulp, 1, 10)
-    count = xp.where(state.step > _CRAWL * ulp, 0, state.crawling + slow)
+    count = xp.where(state.step > _CRAWL * ulp, 0, state.crawling + 1)
     return count, ~(state.step > eps * ulp) | (count > _LONGEST_CRAWL)
 
 

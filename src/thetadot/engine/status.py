@@ -85,6 +85,6 @@ def with_rounding(status: str, sentence: str, share: float) -> tuple[str, str]:
     if share < _DECIDES or status not in ("done", "stopped"):
         return status, sentence
     return "rounding", (
-        f"{sentence} But rounding decides when it leaves a saddle, or whether: {100 * min(share, 1):.2g} % of a "
+        f"{sentence} But rounding decides when it leaves a saddle, or whether: {100 * min(share, 1):.3g} % of a "
         "growing motion come from it. `crossing_times` tells which times mean something."
     )

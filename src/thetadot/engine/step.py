@@ -130,7 +130,7 @@ def _accept(flow: Flow, field: Field, state: State, rows: Rows, step: _Step, t1:
         controller_state=step.controller_state,
         drift=_drift(field, state, y),
         unwatched=xp.maximum(state.unwatched, xp.asarray(crossings.unwatched, step.h.dtype) * step.h),
-        rounding=xp.maximum(state.rounding, share_of_rounding(step.solver_state)),
+        rounding=xp.maximum(state.rounding, share_of_rounding(step.solver_state, flow.controller.rtol * state.t)),
         resting=count,
         num_accepted=state.num_accepted + 1,
         num_gradients=state.num_gradients + _GRADIENTS_INSIDE,

@@ -19,6 +19,7 @@ from .library import is_library, is_library_file, with_version
 _KINDS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE
 _OF_CLOSURES = {"MAKE_CELL", "COPY_FREE_VARS", "LOAD_CLOSURE"}  # ordered by name; what is in them is used elsewhere
 _OF_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME"}
+_LOOKS_ELSEWHERE = {"eval", "exec", "globals", "vars", "open", "input", "__import__"}  # nobody can tell where
 _OF_ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD"}
 _OF_DATACLASSES = {"__dataclass_fields__", "__dataclass_params__", "__match_args__", "__signature__"}
 _OF_CLASSES = {"__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__annotations__", "__slotnames__"}
@@ -56,6 +57,8 @@ def write_class(to: Writes, cls: type) -> None:
         to.text("library", with_version(cls.__module__), cls.__qualname__)
         return
     to.text("class")
+    if not is_library(type(cls).__module__):
+        to.write(type(cls))
     to.write(cls.__bases__)
     for name in sorted(set(vars(cls)) - _UNREAD):
         to.text(name)
@@ -95,6 +98,8 @@ def _write_code(to: Writes, code: CodeType, scope: Mapping[str, Any], number: Ca
                 value = vars(value)[steps[at].argval]
                 at += 1
             to.write(value)
+        elif step.opname in _OF_GLOBALS and step.argval in _LOOKS_ELSEWHERE:
+            to.trust(f"{step.argval}(…)")
         elif step.opname == "IMPORT_NAME":
             imported = _imported(step.argval, steps[at - 3].argval, scope)
             if not _is_users(imported):

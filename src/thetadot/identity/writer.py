@@ -4,6 +4,7 @@ import copyreg
 import enum
 import functools
 import hashlib
+from collections.abc import Iterator
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -45,7 +46,7 @@ def of_value(value: Any) -> Fingerprint:
     to = Writer()
     try:
         to.write(value, is_called_here=True)
-    except RecursionError:
+    except Exception:  # whatever foreign objects raise when they are looked at, or that they are nested too deep
         to.trust(_name(value))
     return to.fingerprint()
 
@@ -147,6 +148,8 @@ class Writer:
             self._write_structure(child)
 
     def _write_builtin(self, value: Any) -> None:
+        if isinstance(value, np.ufunc) and value.__name__.endswith("(vectorized)"):
+            self.trust(value.__name__)  # of a function that NumPy does not give back
         self.text(with_version(getattr(value, "__module__", None) or "builtins"), _name(value))
         owner = getattr(value, "__self__", None)
         if owner is not None and not isinstance(owner, ModuleType):
@@ -205,7 +208,7 @@ def _state(value: Any) -> dict[str, Any]:
 
 def _listed(part: Any) -> Any:
     """Items of a list or a dictionary come as iterators."""
-    return list(part) if hasattr(part, "__next__") else part
+    return list(part) if isinstance(part, Iterator) else part
 
 
 def _name(value: Any) -> str:

@@ -20,6 +20,7 @@
 """
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ import numpy as np
 
 from ..engine import STANDING, check_rtol
 from ..problem import Observable
-from ..scalars import check_count, check_positive
+from ..scalars import check_count, check_positive, is_number
 from ..solvers import choose_solver
 from .damage import check_damage, mend
 from .describe import attributes, details, name_of, variables
@@ -112,6 +113,7 @@ def scan(
             a ValueError that names what has changed. "redo": solve these again. "trust": keep them where only
             functions differ (loss, conserved quantities, observables, functions of the trajectory), taken to compute
             what they did; needed after a new version of Python, JAX or NumPy, which write functions in another way.
+            From then on the store takes these lanes for made by the functions of this call.
         damaged: what to do with a store in which a file is missing or altered: "refuse" it, in a sentence that says
             which lanes that concerns, or "redo": solve those again and keep all others. All of a store is read for it.
 
@@ -121,8 +123,10 @@ def scan(
     `make`, `t1` or a level is known by what it returns. When the store is used again each finished lane is compared,
     before anything is compiled: that takes a call of `make`, one trace of each function for each kind of shapes, and
     about half a millisecond (a minute for 1e5 lanes). What has no content that could be read (the function behind a
-    `pure_callback`, a lock) is trusted by its name, and listed in the attribute `trusted_by_name` of the dataset;
-    installed packages are known by their versions, as far as the trace or a function of the trajectory meets them.
+    `pure_callback`, a lock, what `eval` or `open` find) is trusted by its name, and listed in the attribute
+    `trusted_by_name` of the dataset; installed packages are known by their versions, as far as the trace or a function
+    of the trajectory meets them. A function of the trajectory that changes what it refers to (a counter, a memo) looks
+    changed at the next call: "trust" goes on.
 
     Returns:
         A dataset over the grid: what was measured, `status` ("done", "stopped", "blew up", "step limit", "failed"),
@@ -146,6 +150,9 @@ def scan(
         OSError: the store cannot be written, or another process is writing it; the lanes finished before are safe.
         KeyboardInterrupt: after Ctrl-C, with the finished lanes in the store.
     """
+    for name, given in (("measure", measure), ("observables", observables or {})):
+        if not isinstance(given, Mapping):
+            raise ValueError(f"`scan({name}=...)` must be a dict of names; got {type(given).__name__}.")
     axes, observables = check_grid(grid), dict(observables or {})
     crossings, functions = _check_measure(measure, axes, observables)
     _check_settings(t1, solver, rtol, max_steps, changed)
@@ -189,8 +196,8 @@ def scan(
 def _say_idle(job: Job) -> None:
     for name in idle_axes(job, _PAIRS):
         warnings.warn(
-            f"`grid[{name!r}]` changes nothing: lanes at its first and last value solve the same, in {_PAIRS} places "
-            "of the grid. Use it in `make`, or in `t1`, `rtol`, `solver` or a level as a function of the point.",
+            f"`grid[{name!r}]` changes nothing: lanes at its first and last value solve the same, wherever that was "
+            "looked at. Use it in `make`, or in `t1`, `rtol`, `solver` or a level as a function of the point.",
             stacklevel=3,
         )
 
@@ -237,10 +244,20 @@ def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping)
             )
         if crossing[0] not in (known := {*STANDING, *observables}):
             raise ValueError(f"`measure[{name!r}]` watches {crossing[0]!r}, not among {', '.join(sorted(known))}.")
-        if crossing[1] != crossing[1]:
-            raise ValueError(f"`measure[{name!r}]` has the level NaN, which no value passes or reaches.")
+        if not varies(crossing[1]):
+            crossings[name] = crossing[0], _level(name, crossing[1]), *crossing[2:]
     check_names(axes, crossings, functions)
     return crossings, functions
+
+
+def _level(name: str, level: Any) -> float:
+    if not is_number(level):
+        raise ValueError(
+            f"`measure[{name!r}]` needs a level that is a number, or a function of the point; got {level}."
+        )
+    if math.isnan(level):
+        raise ValueError(f"`measure[{name!r}]` has the level NaN, which no value passes or reaches.")
+    return float(level)
 
 
 def _check_settings(t1, solver, rtol, max_steps, changed) -> None:

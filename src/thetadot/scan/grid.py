@@ -12,12 +12,13 @@ Axes = dict[str, np.ndarray]
 
 def check_grid(grid: Mapping[str, Any]) -> Axes:
     """The axes of a grid as arrays, or a ValueError that names the axis and says what to mend."""
-    if not grid:
+    if not isinstance(grid, Mapping) or not grid:
         raise ValueError("`scan(grid=...)` needs at least one axis, such as {'init_scale': [1e-3, 1e-2]}.")
+    for name in grid:
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise ValueError(f"`scan(grid=...)` names arguments of `make`; {name!r} cannot be one.")
     axes = {name: _values(name, values) for name, values in grid.items()}
     for name, values in axes.items():
-        if not name.isidentifier():
-            raise ValueError(f"`scan(grid=...)` names arguments of `make`; {name!r} cannot be one.")
         if values.dtype.kind == "f" and not np.all(np.isfinite(values)):
             raise ValueError(f"`grid[{name!r}]` must hold finite numbers.")
         if np.unique(values).size < values.size:

@@ -190,6 +190,8 @@ def _numbers(value: Any) -> np.ndarray:
     array = np.asarray(value)
     if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "biu"):
         raise ValueError(f"it must return a number or an array of real numbers; got {value!r:.100}")
+    if array.size == 0:
+        raise ValueError("it must return a number or an array of real numbers; got an array without any.")
     return array.astype(float)
 
 

@@ -27,11 +27,12 @@ class Rounding(NamedTuple):
 
     displacement: Float[Array, " P"]  # w
     share: Float[Array, ""]  # its largest part of an escape in progress, once w can be seen in it
+    delay: Float[Array, ""]  # the time by which that moves the escape
 
 
 def none_yet(y: Float[Array, " P"]) -> Rounding:
     """At the start of a flow."""
-    return Rounding(0 * y, 0 * y[0])
+    return Rounding(0 * y, 0 * y[0], 0 * y[0])
 
 
 class Modes(NamedTuple):
@@ -72,10 +73,12 @@ def carried(
     """
     xp, V, w = namespace(y), modes.vectors, rounding.displacement
     small = float(xp.finfo(y.dtype).eps) ** 0.5
-    ours, all_of_it = xp.abs(pull @ V), xp.abs(field @ V)
-    grows = modes.rates > small * xp.max(xp.abs(modes.rates))
-    seen = (xp.abs(w @ V) > small * xp.linalg.norm(y)) & (all_of_it > _ESCAPE * xp.linalg.norm(field))
-    share = xp.max(xp.where(grows & seen, ours / xp.where(all_of_it > 0, all_of_it, 1), 0))
+    moved, speed = xp.abs(w @ V), xp.abs(field @ V)
+    escapes = (modes.rates > small * xp.max(xp.abs(modes.rates))) & (speed > _ESCAPE * xp.linalg.norm(field))
+    seen = escapes & (moved > small * xp.linalg.norm(y))
+    share, delay = (
+        xp.max(xp.where(seen, part / xp.where(speed > 0, speed, 1), 0)) for part in (xp.abs(pull @ V), moved)
+    )
 
     def outside(x):
         return x - V @ (x @ V)
@@ -86,12 +89,15 @@ def carried(
     change = pull + noise
     step = V @ (modes.phi1 * (change @ V)) + phi_functions((h * rate)[None])[0] * outside(change)
     of_state = float(xp.finfo(y.dtype).eps) * (disturbed(y, field, 0.5) - 1) * y
-    return Rounding(w + h * step + of_state, share)
+    return Rounding(w + h * step + of_state, share, delay)
 
 
-def share_of_rounding(solver_state) -> Float[Array, ""] | float:
-    """Of a solver that carries it; 0 of others."""
-    return solver_state.rounding.share if hasattr(solver_state, "rounding") else 0.0
+def share_of_rounding(solver_state, least: Float[Array, ""]) -> Float[Array, ""] | float:
+    """Of an escape that rounding moves by more than `least`; 0 if it does not, or nobody knows."""
+    if not hasattr(solver_state, "rounding"):
+        return 0.0
+    _, share, delay = solver_state.rounding
+    return namespace(share).where(delay > least, share, 0)
 
 
 def handed_over(fresh, old):
