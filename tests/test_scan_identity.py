@@ -381,3 +381,11 @@ def test_the_configuration_names_what_varies():
 def one_rtol(x0):
     del x0
     return 1e-4
+
+
+def test_an_argument_may_be_called_identity(tmp_path):
+    """The name of the field for a task, and not of something in the store."""
+    make = version()
+    grid = {"identity": A["a"][:2]}
+    ds = solve(lambda identity: make(identity), store=tmp_path / "task.zarr", **(DECAY | {"grid": grid}))
+    np.testing.assert_allclose(ds.half, escapes()[:2], rtol=1e-5)

@@ -32,7 +32,7 @@ MISSING = "missing"
 CHECKSUM = "checksum"
 """The variable that holds, for each lane, a checksum of everything in it."""
 
-IDENTITY = "identity"
+IDENTITY = "lane_identity"
 """The variable that holds, for each finished lane, what it solved: a number for each of its parts."""
 
 IN_PROGRESS = "_in_progress"
