@@ -386,6 +386,6 @@ def one_rtol(x0):
 def test_an_argument_may_be_called_identity(tmp_path):
     """The name of the field for a task, and not of something in the store."""
     make = version()
-    grid = {"identity": A["a"][:2]}
-    ds = solve(lambda identity: make(identity), store=tmp_path / "task.zarr", **(DECAY | {"grid": grid}))
+    options: dict[str, Any] = DECAY | {"grid": {"identity": A["a"][:2]}}
+    ds = solve(lambda identity: make(identity), store=tmp_path / "task.zarr", **options)
     np.testing.assert_allclose(ds.half, escapes()[:2], rtol=1e-5)
