@@ -172,10 +172,9 @@ def scan(
     layout = Layout(axes, about, tuple(functions), attrs, parts(job))
     group = open_store(path, layout, mends=damaged == "redo")
     is_damaged = check_damage(group, path, layout, damaged)
-    differs, settled = details(group, attrs), None
+    differs = details(group, attrs)
     left = [] if is_damaged else pending(group)
-    if not is_damaged:
-        settled = settle(group, path, job, changed, differs)
+    settled = None if is_damaged else settle(group, path, job, changed, differs)
     if settled is None or left or any(settled):
         _say_idle(job)
         with working(group, path) as folder:

@@ -88,22 +88,15 @@ def explained(path: Path | None) -> Iterator[None]:
 
 
 def write(group: "zarr.Group", layout: Layout, rows: Sequence[tuple[int, Row]]) -> None:
-    """Writes lanes, chunk by chunk: their status last, since it says that the rest is there."""
+    """Writes lanes, variable by variable: their status last, since it says that the rest is there."""
     arrays = _arrays(group, layout, rows)
-    shape, chunks = shape_of(layout.axes), chunks_of(layout.axes)
-    shares = defaultdict(list)
+    lanes = {}
     for lane, row in rows:
         held = {name: value for name, value in row.items() if name != IDENTITY}  # it is compared by itself
-        shares[chunk_start(lane, shape, chunks)].append((lane, row | {CHECKSUM: row_checksum(held)}))
-    for start, share in shares.items():
-        first = int(np.ravel_multi_index(start, shape))
-        region = tuple(slice(i, i + size) for i, size in zip(start, chunks, strict=False))
-        for name in sorted(arrays, key=lambda name: (name == "status", name)):
-            values = np.array(arrays[name][region])
-            flat = values.reshape(-1, *values.shape[len(shape) :])  # the lanes of a chunk follow one another
-            for lane, row in share:  # what a lane has not may be there from a time when it had
-                flat[lane - first] = row.get(name, arrays[name].fill_value)
-            arrays[name][region] = values
+        lanes[lane] = row | {CHECKSUM: row_checksum(held)}
+    for name in sorted(arrays, key=lambda name: (name == "status", name)):
+        missing = arrays[name].fill_value  # what a lane has not may be there from a time when it had
+        _put(arrays[name], layout, {lane: row.get(name, missing) for lane, row in lanes.items()})
 
 
 def _arrays(group: "zarr.Group", layout: Layout, rows: Sequence[tuple[int, Row]]) -> dict[str, Any]:
@@ -140,7 +133,7 @@ def _put(array: Any, layout: Layout, values: Mapping[int, Any]) -> None:
     for start, share in shares.items():
         first = int(np.ravel_multi_index(start, shape))
         region = tuple(slice(i, i + size) for i, size in zip(start, chunks, strict=True))
-        held = np.array(array[region], object if array.dtype.kind == "T" else None)
+        held = np.array(array[region])
         flat = held.reshape(-1, *held.shape[len(shape) :])  # the lanes of a chunk follow one another
         for lane, value in share.items():
             flat[lane - first] = value
