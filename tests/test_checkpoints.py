@@ -126,8 +126,8 @@ def test_a_flow_that_has_changed_its_solver_goes_on_with_the_new_one():
     """Three layers with three learned modes have more outliers than the first rank deflates."""
 
     def begin_layers():
-        crossings = {"last": ("loss", 0.1)}
-        return begin_flow(Request(*layers(1e-2, size=6, depth=3), 1000.0, crossings=crossings, rtol=1e-4))
+        crossings = {"last": ("loss", 1e-3)}
+        return begin_flow(Request(*layers(0.1, size=6, depth=3), 1000.0, crossings=crossings, rtol=1e-4))
 
     through, saved = drive(begin_layers())
     assert len(through.stats["choices"]) > 1

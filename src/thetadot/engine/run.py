@@ -182,8 +182,10 @@ class Run:
         if self.unfinished() and self.flow.solver != best:
             self._change(best)
         price = int(self.state.work) - began
-        told = f"{held}the distances for equal work are {before.label} 1, {', '.join(others)}"
-        self._use(self.flow.solver, told)
+        told = f"the distances for equal work are {before.label} 1, {', '.join(others)}"
+        if not self.unfinished():
+            told = "the flow ended while methods were compared"
+        self._use(self.flow.solver, held + told)
         self._follow((policy if best == before else policy.switched()).refused(int(self.state.work), price))
 
     def _change(self, solver: AbstractFlowSolver) -> None:

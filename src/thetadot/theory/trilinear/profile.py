@@ -65,8 +65,10 @@ def check_energy(problem: Problem = draws.EFFECTIVE) -> list[Check]:
 def _rates(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(τ/T*, -ΔE^{-1/3}/Δt) at the end of every step that begins with E > 0."""
     rising = path.energy > 0
-    ts, roots = path.ts[rising], path.energy[rising] ** (-1 / 3)
-    return path.left[rising][1:] / path.left[0], -np.diff(roots) / np.diff(ts)
+    left, roots = path.left[rising], path.energy[rising] ** (-1 / 3)
+    apart = np.append(np.diff(left) < 0, True)  # steps shorter than the rounding of t say nothing
+    left, roots = left[apart], roots[apart]
+    return left[1:] / path.left[0], np.diff(roots) / np.diff(left)
 
 
 def _solve(problem: Problem) -> list[Path]:
