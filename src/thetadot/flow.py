@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .engine import MONOTONE, Growth, Outcome, Request, Run, growth, hindrance, stats, verdict, with_rounding
+from .engine.tiers import Tiers
+from .kinks import Pieces, has_switches
 from .problem import Observable, Problem, as_array, check_value
 from .progress import Report, live_line
 from .provenance import provenance
@@ -91,7 +93,8 @@ class Ongoing(NamedTuple):
 def begin_flow(request: Request) -> Ongoing:
     """The first half of `gradient_flow`: evaluates the loss at the start."""
     began = time.perf_counter()
-    run = Run(request.flow, request.problem, request.y0, float(request.t1), int(request.max_steps))
+    tiers = Pieces if has_switches(request.problem, request.params0) else Tiers
+    run = Run(request.flow, request.problem, request.y0, float(request.t1), int(request.max_steps), tiers)
     run.begin()
     check_value(run.state.loss, run.state.grad)
     return Ongoing(run, request, began)
@@ -101,6 +104,8 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
     """The second half, after `ongoing.run.drive()`: all that was recorded, and how it ended."""
     run, request, began = ongoing
     numbers, wrong = stats(run) | _watching(run, request), run.wrong()
+    if isinstance(run.tiers, Pieces):
+        numbers |= {"kinks": run.tiers.report.stats(), "unique_until": run.tiers.report.unique_until}
     numbers |= {"is_gradient": wrong is None, "wall_s": time.perf_counter() - began}
     used_up = run.outcome == Outcome.RUNNING and not run.satisfied() and not wrong
     status, result = verdict(

@@ -208,8 +208,13 @@ def _loss(problem: Problem, params: PyTree) -> Any:
 
 def largest_array(problem: Problem, params: PyTree) -> int:
     """Numbers in the largest array that the loss takes, or computes on its way."""
-    jaxpr = _loss.trace(problem, params).jaxpr
+    jaxpr = program_of(problem, params)
     return max(*(math.prod(x.shape) for x in jaxpr.in_avals), *_sizes(jaxpr), 1)
+
+
+def program_of(problem: Problem, params: PyTree) -> Any:
+    """The traced loss."""
+    return _loss.trace(problem, params).jaxpr
 
 
 def _sizes(jaxpr) -> Iterator[int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import PyTree
@@ -43,12 +44,21 @@ class Run:
         params0: θ(0), as a vector.
         t1: where to end.
         max_steps: steps tried before giving up.
+        tiers: who takes the steps.
     """
 
-    def __init__(self, flow: Flow, problem: Problem, params0: np.ndarray, t1: float, max_steps: int):
+    def __init__(
+        self,
+        flow: Flow,
+        problem: Problem,
+        params0: np.ndarray,
+        t1: float,
+        max_steps: int,
+        tiers: Callable[[Flow, Problem], Any] = Tiers,
+    ):
         self.flow, self.problem, self.params0, self.max_steps = flow, problem, params0, max_steps
         self.t1 = np.asarray(t1, flow.levels.dtype)
-        self.tiers = Tiers(flow, problem)
+        self.tiers = tiers(flow, problem)
         self.policy = Policy()
         self.wanted: tuple[int, ...] | None = None  # crossings: the flow is left once each has been found
         self.choices = [f"t = 0: {flow.solver.label}, {'to begin with' if flow.may_switch else 'as asked'}"]

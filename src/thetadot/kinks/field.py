@@ -1,0 +1,331 @@
+"""The field between events: switches held in their states, and the motion along the kinks that are slid on.
+
+With every switch held the loss is smooth, and its field is f = −∇L. On a kink g_k = 0 towards which the field points
+from both sides the flow slides: with n_k = ∇g_k for the kinks that are slid on, as the columns of G,
+
+    θ' = f − G μ,    μ = (Gᵀ G)⁻¹ Gᵀ f,
+
+which is the least-norm element of what the gradients on all sides span (Filippov 1988; Davis, Drusvyatskiy, Kakade and
+Lee 2020, Found. Comput. Math. 20, 119: such curves fall at the rate −‖θ'‖²).
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from ..arrays import Array, each
+from ..compile import quick
+from ..engine.field import HostField, TracedField
+from ..engine.state import Flow
+from ..problem import Problem
+from ..solvers._vector import Jacobian, scrambled
+from .switches import Switches, shapes_of, switches_of
+
+_ROOM = (0, 16, 256, 4096)  # kinks for which programs are compiled
+_DEPENDENT = 1e-12  # of the largest eigenvalue of Gᵀ G: where some kinks follow from others
+_ELSEWHERE = 1e-3  # of a point: where normals are compared, to see whether they are constant
+_SAME = 1e-12
+_ULPS = 8
+_NEWTON = 3  # steps towards kinks that are not flat
+_EXACT = 1e-13  # of Gᵀ f, as residual
+_MOST_ITERATIONS = 12  # one where normals are constant, as of a first layer
+
+
+class Mode(NamedTuple):
+    """Where a flow is among its kinks."""
+
+    states: Bool[np.ndarray, " K"]  # of the switches
+    slides: tuple[int, ...]  # the kinks that it slides on
+
+    def flipped(self, kinks: Collection[int]) -> "Mode":
+        """With these on their other sides."""
+        states = self.states.copy()
+        states[list(kinks)] ^= True
+        return self._replace(states=states)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SwitchedField:
+    """The field of a mode inside a program that is being traced."""
+
+    plain: TracedField
+    states: Array  # (K,) bool
+    free: Array  # (K,) bool: which follow their switching values instead
+    slides: Array  # (S,) int
+    counts: Array  # (S,): 1 for a kink, 0 for what fills the room
+    inverse: Array  # (S, S): of Gᵀ G near here, which preconditions it
+    switches: Switches = field(metadata={"static": True})
+
+    def loss(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " K"]]:
+        """(L, g)."""
+        params = self.plain.layout.unravel(self.plain.stretch * y)
+        loss, g = self.switches.loss(params, self.plain.problem.data, self.states, self.free)
+        return loss.astype(y.dtype), g
+
+    def force(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"], Float[Array, " K"]]:
+        """(L, −∇L, g)."""
+        (loss, g), grad = jax.value_and_grad(self.loss, has_aux=True)(y)
+        return loss, -grad, g
+
+    def normals(self, y: Float[Array, " P"], kinks: Int[Array, " S"]) -> Float[Array, "S P"]:
+        """∇g_k."""
+        _, pull = jax.vjp(lambda y: self.loss(y)[1], y)
+        one = jnp.zeros(self.states.shape, y.dtype)
+        return jax.vmap(lambda k: pull(one.at[k].set(1.0))[0])(kinks)
+
+    def moving(self, y: Float[Array, " P"]) -> tuple[Array, Array, Array, Array, Array]:
+        """(L, θ', f, g, μ)."""
+        if self.slides.size == 0:
+            loss, force, g = self.force(y)
+            return loss, force, force, g, jnp.zeros(0, y.dtype)
+        along, g = self._along(y)
+        off, _ = along(self.counts * g[self.slides], None)
+        y = y - off
+        loss, force, g = self.force(y)
+        along, _ = self._along(y)
+        normal, mu = along(None, force)
+        return loss, force - normal, force, g, mu
+
+    def _along(self, y: Float[Array, " P"]) -> tuple[Callable, Array]:
+        """(v or Gᵀ v -> (G μ, μ) with μ = (Gᵀ G)⁻¹ Gᵀ v, g) at y."""
+        g, push = jax.linearize(lambda y: self.loss(y)[1], y)
+        pull = jax.linear_transpose(push, y)
+
+        def combine(mu):
+            return pull(jnp.zeros(g.shape, g.dtype).at[self.slides].add(self.counts * mu))[0]
+
+        def gram(mu):
+            return self.counts * push(combine(mu))[self.slides] + (1 - self.counts) * mu
+
+        def solve(matvec, b):
+            options = {"tol": _EXACT, "maxiter": _MOST_ITERATIONS, "M": lambda v: self.inverse @ v}
+            return jax.scipy.sparse.linalg.cg(matvec, b, **options)[0]
+
+        def along(speeds, vector):
+            speeds = self.counts * push(vector)[self.slides] if speeds is None else speeds
+            mu = jax.lax.custom_linear_solve(gram, speeds, solve, symmetric=True)
+            return combine(mu), mu
+
+        return along, g
+
+    def value_and_grad(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"]]:
+        """(L, −θ')."""
+        loss, velocity, *_ = self.moving(y)
+        return loss, -velocity
+
+    def values_and_grads(self, points: Float[Array, "N P"]) -> tuple[Float[Array, " N"], Float[Array, "N P"]]:
+        """The same at several points."""
+        return jax.vmap(self.value_and_grad)(points)
+
+    def velocity(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
+        """θ'."""
+        return self.moving(y)[1]
+
+    def watched(self, y: Float[Array, " P"], names: Collection[str]) -> dict[str, Array]:
+        """The observables of these names."""
+        return self.plain.watched(y, names)
+
+    def invariants(self, y: Float[Array, " P"]) -> tuple[Array, ...]:
+        """The conserved quantities."""
+        return self.plain.invariants(y)
+
+
+class Programs(NamedTuple):
+    """What the host calls, compiled; `mode` stands for all arrays of a `SwitchedField` but the plain one."""
+
+    moving: Callable  # (data, stretch, y, mode) -> L, θ', f, g and μ in one vector
+    products: Callable  # (data, stretch, y, mode, rows) -> ∂θ'/∂θ times each of these
+    speeds: Callable  # (data, stretch, y, mode, velocity) -> dg/dt
+    normals: Callable  # (data, stretch, y, mode, kinks) -> ∇g_k
+    sides: Callable  # (data, stretch, y, mode, kinks) -> (L, −∇L) with one of these switches flipped, in one vector
+
+
+@lru_cache(maxsize=128)
+def _programs(loss_fn, layout, shapes, light: bool) -> Programs:
+    compiler = quick if light else jax.jit
+    switches = switches_of(loss_fn, shapes)
+
+    def at(data, stretch, mode):
+        plain = TracedField(Problem(loss_fn, data), stretch, layout, ())
+        return SwitchedField(plain, *mode, switches=switches)
+
+    def moving(data, stretch, y, mode):
+        loss, *vectors = at(data, stretch, mode).moving(y)
+        return jnp.concatenate([loss[None], *vectors])
+
+    def products(data, stretch, y, mode, rows):
+        _, times = jax.linearize(at(data, stretch, mode).velocity, y)
+        return jax.vmap(times)(rows)
+
+    def speeds(data, stretch, y, mode, velocity):
+        return jax.jvp(lambda y: at(data, stretch, mode).loss(y)[1], (y,), (velocity,))[1]
+
+    def normals(data, stretch, y, mode, kinks):
+        return at(data, stretch, mode).normals(y, kinks)
+
+    def sides(data, stretch, y, mode, kinks):
+        states, *rest = mode
+
+        def other(k):
+            loss, force, _ = at(data, stretch, (states.at[k].set(~states[k]), *rest)).force(y)
+            return jnp.concatenate([loss[None], force])
+
+        return jax.vmap(other)(kinks)
+
+    return Programs(*(compiler(fn) for fn in (moving, products, speeds, normals, sides)))
+
+
+class HostSwitchedField:
+    """The field on NumPy vectors in a mode that changes from event to event.
+
+    Where the normals of all slides are constant, as those of a first layer, the motion along them is a product with one
+    matrix; else it is solved for at each point.
+    """
+
+    def __init__(self, flow: Flow, problem: Problem, plain: HostField):
+        shapes = shapes_of(flow.layout.unravel(flow.start), problem.data)
+        self.switches = switches_of(problem.loss_fn, shapes)
+        self._programs = _programs(problem.loss_fn, flow.layout, shapes, flow.light)
+        self._plain, self._data, self._stretch = plain, problem.data, flow.stretch
+        self._constant: dict[int, np.ndarray] = {}  # kink -> its normal, in these states
+        self.noise = 0.0
+        self.enter(Mode(np.zeros(self.switches.size, bool), ()))
+
+    def enter(self, mode: Mode, is_free: bool = False) -> None:
+        """Goes on in this mode; where `is_free`, switches follow their values, but for those of slides."""
+        if is_free or not (self._constant and np.array_equal(mode.states, self.mode.states)):
+            self._constant = {}
+        self.mode, self.is_free = mode, is_free
+        self._known: tuple[np.ndarray, tuple] | None = None
+        self._normals, self._inverse = None, np.eye(filled(mode.slides)[0].size)
+
+    def settle(self, y: Float[Array, " P"]) -> None:
+        """Prepares for points near y, which lies on the slides."""
+        self.noise = float(np.linalg.norm(self.force(nudged(y)) - self.force(y)))
+        slides = self.mode.slides
+        if slides:
+            normals = self.normals(y, slides)
+            inverse = np.linalg.pinv(normals @ normals.T, rcond=_DEPENDENT, hermitian=True)
+            if all(k in self._constant for k in slides):
+                self._normals, self._inverse, self._origin = normals, inverse, y.copy()
+            else:
+                self._inverse[: len(slides), : len(slides)] = inverse
+            self._known = None
+
+    def moving(self, y: Float[Array, " P"]) -> tuple[Array, Array, Array, Array, Array]:
+        """(L, θ', f, g, μ)."""
+        if self._known is None or not np.array_equal(self._known[0], y):
+            out = np.asarray(self._programs.moving(self._data, self._stretch, self._on_slides(y), self._args()))
+            loss, rest = out[0], out[1:]
+            velocity, force, g = rest[: y.size], rest[y.size : 2 * y.size], rest[2 * y.size :][: self.switches.size]
+            mu = rest[2 * y.size + self.switches.size :][: len(self.mode.slides)]
+            if self._normals is not None:
+                mu = self._inverse @ (self._normals @ force)
+                velocity = force - mu @ self._normals
+            self._known = y.copy(), (loss, velocity, force, g, mu)
+        return self._known[1]
+
+    def nearest(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
+        """The nearest point on the kinks that are slid on, by Newton's method."""
+        slides = list(self.mode.slides)
+        for _ in range(_NEWTON if slides else 0):
+            out = np.asarray(self._programs.moving(self._data, self._stretch, y, self._args(Mode(self.mode.states, ()))))
+            g = out[1 + 2 * y.size :][slides]
+            y = y - np.linalg.lstsq(self.normals(y, slides), g, rcond=_DEPENDENT)[0].astype(y.dtype)
+        return y
+
+    def force(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
+        """−∇L with the switches held, whatever is slid on."""
+        return self.moving(y)[2]
+
+    def speeds(self, y: Float[Array, " P"], velocity: Float[Array, " P"]) -> Float[Array, " K"]:
+        """dg/dt at that velocity."""
+        return np.asarray(self._programs.speeds(self._data, self._stretch, y, self._args(), velocity))
+
+    def normals(self, y: Float[Array, " P"], kinks: Collection[int]) -> Float[Array, "S P"]:
+        """∇g_k."""
+        new = [k for k in kinks if k not in self._constant]
+        rows = {}
+        if new:
+            here, there = (self._normals_at(point, new) for point in (y, y + _ELSEWHERE * scrambled(y, y.shape, 0) * y))
+            same = np.all(np.abs(here - there) <= _SAME * np.max(np.abs(here), axis=1, keepdims=True), axis=1)
+            rows = dict(zip(new, here, strict=True))
+            self._constant |= {k: row for k, row, is_same in zip(new, here, same, strict=True) if is_same}
+        return np.stack([rows.get(k, self._constant.get(k)) for k in kinks]) if kinks else np.zeros((0, y.size), y.dtype)
+
+    def _normals_at(self, y: np.ndarray, kinks: Collection[int]) -> np.ndarray:
+        room, _ = filled(kinks)
+        return np.asarray(self._programs.normals(self._data, self._stretch, y, self._args(), room))[: len(kinks)]
+
+    def sides(self, y: Float[Array, " P"], kinks: Collection[int]) -> tuple[Float[Array, " S"], Float[Array, "S P"]]:
+        """(L, −∇L) with one switch after the other flipped, all others held."""
+        room, _ = filled(kinks)
+        both = np.asarray(self._programs.sides(self._data, self._stretch, y, self._args(), room))[: len(kinks)]
+        return both[:, 0], both[:, 1:]
+
+    def value_and_grad(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"]]:
+        """(L, −θ')."""
+        loss, velocity, *_ = self.moving(y)
+        return loss, -velocity
+
+    def values_and_grads(self, points: Float[Array, "N P"]) -> tuple[Float[Array, " N"], Float[Array, "N P"]]:
+        """The same at several points, the last one first."""
+        values, grads = each(self.value_and_grad)(points[::-1])
+        return values[::-1], grads[::-1]
+
+    def velocity(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
+        """θ'."""
+        return self.moving(y)[1]
+
+    def jacobian(self, y: Float[Array, " P"]) -> Jacobian:
+        """∂θ'/∂θ at y, as products."""
+
+        def times(rows):
+            at = self._on_slides(y)
+            return self._tangent(self._programs.products(self._data, self._stretch, at, self._args(), self._tangent(rows)))
+
+        return Jacobian(lambda vector: times(vector[None])[0], lambda block: times(np.ascontiguousarray(block.T)).T)
+
+    def watched(self, y: Float[Array, " P"], names: Collection[str]) -> dict[str, Array]:
+        """The observables of these names."""
+        return self._plain.watched(y, names)
+
+    def invariants(self, y: Float[Array, " P"]) -> tuple[Array, ...]:
+        """The conserved quantities."""
+        return self._plain.invariants(y)
+
+    def _on_slides(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
+        """The nearest point on the kinks that are slid on, where these are flat: the field is a function of it alone."""
+        return y if self._normals is None else self._origin + self._tangent((y - self._origin)[None])[0]
+
+    def _tangent(self, rows: Float[Array, "N P"]) -> Float[np.ndarray, "N P"]:
+        rows = np.asarray(rows)
+        return rows if self._normals is None else rows - (rows @ self._normals.T) @ self._inverse @ self._normals
+
+    def _args(self, mode: Mode | None = None) -> tuple:
+        states, slides = mode or self.mode
+        free = np.full(states.shape, self.is_free)
+        free[list(slides)] = False
+        if self._normals is not None or not slides:
+            return states, free, *filled(()), np.zeros((0, 0))
+        return states, free, *filled(slides), self._inverse
+
+
+def nudged(y: Float[Array, " P"]) -> Float[Array, " P"]:
+    """A point that some units in the last place lead to."""
+    return y * (1 + _ULPS * np.finfo(y.dtype).eps * np.sign(scrambled(y, y.shape, 1)))
+
+
+def filled(kinks: Collection[int]) -> tuple[Int[np.ndarray, " S"], Float[np.ndarray, " S"]]:
+    """Kinks in a room of one of a few sizes, and 1 for each of them, 0 for what fills it."""
+    size = next(size for size in _ROOM if size >= len(kinks))
+    room, counts = np.zeros(size, int), np.zeros(size)
+    room[: len(kinks)], counts[: len(kinks)] = list(kinks), 1
+    return room, counts

@@ -1,0 +1,118 @@
+"""Which way on from a point where kinks meet: the sides, and the slides, of the flow from there.
+
+On kink k the field jumps by J_k = f_on − f_off = −c_k n_k. Where c_k > 0 it points towards the kink from both sides,
+and the velocity is the least-norm element of what the sides span,
+
+    min ‖f_off + Σ λ_k J_k‖   over 0 ≤ λ_k ≤ 1,
+
+a least-squares problem in a box: λ = 0 or 1 is a side, and anything between is a slide. Where c_k < 0 the kink is
+crossed at once. Jumps add up in one hidden layer; in stacked layers they do so to first order, and what is found is
+checked against the field itself.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from .events import jumps_at
+from .field import HostSwitchedField, Mode
+
+_NO_JUMP = 1e-11  # of the field: below it a switch is no kink, as that of elu
+_ROUNDS = 4
+_RAISED = 1e-7  # of the loss: more, from one side of a kink to the other, is a jump of the loss
+
+
+class Way(NamedTuple):
+    """How a flow goes on."""
+
+    mode: Mode
+    settled: bool  # whether the field, once there, leads where the mode says
+
+
+class LossJumps(Exception):
+    """The loss itself has two values at a kink: it is not continuous there."""
+
+
+def way_on(
+    field: HostSwitchedField, y: Float[np.ndarray, " P"], hits: Collection[int], ended: Mapping[int, bool]
+) -> Way:
+    """The mode after an event at y.
+
+    Args:
+        field: in the mode before.
+        y: the point.
+        hits: kinks that were reached.
+        ended: slides that are over, and whether each of them ends on the on-side.
+    """
+    states, slides = field.mode
+    kinks = sorted({*hits, *slides})
+    force, jumps, normals = field.force(y), jumps_at(field, y, kinks), field.normals(y, kinks)
+    _check_loss(field, y, kinks, jumps, normals)
+    size = np.linalg.norm(force) + max((np.linalg.norm(jump) for jump in jumps), default=0.0)
+    new, off, free = states.copy(), force.copy(), []
+    for place, k in enumerate(kinks):
+        jump, strength = jumps[place], -(jumps[place] @ normals[place])
+        if k in ended:
+            new[k] = ended[k]
+        elif np.linalg.norm(jump) > max(_NO_JUMP * size, field.noise) and strength > 0:
+            free.append(place)
+            new[k] = False
+        elif k in hits:
+            new[k] = not states[k]
+        off = off + (float(new[k]) - float(states[k])) * jump
+    chosen = _least(off, jumps[free])
+    kept = []
+    for place, share in zip(free, chosen, strict=True):
+        k = kinks[place]
+        if 0 < share < 1:
+            kept.append(k)
+        new[k] = share > 0.5
+    return _settled(field, y, Mode(new, tuple(kept)), kinks, size)
+
+
+def _check_loss(field: HostSwitchedField, y, kinks: list[int], jumps, normals) -> None:
+    """Raises if the losses on both sides of a kink differ by more than its jump explains, as far away as y is."""
+    loss, _, _, g, _ = field.moving(y)
+    apart = np.abs(field.sides(y, kinks)[0] - loss)
+    away = np.abs(g[kinks]) / np.maximum(np.linalg.norm(normals, axis=1), 1e-300)
+    if np.any(apart > 4 * np.linalg.norm(jumps, axis=1) * away + _RAISED * abs(loss)):
+        raise LossJumps
+
+
+def _least(off: Float[np.ndarray, " P"], jumps: Float[np.ndarray, "S P"]) -> Float[np.ndarray, " S"]:
+    """λ of the least-norm element."""
+    if len(jumps) == 0:
+        return np.zeros(0)
+    scales = np.linalg.norm(jumps, axis=1)
+    if len(jumps) == 1:
+        return np.clip(-(jumps @ off) / scales**2, 0, 1)
+    from scipy.optimize import lsq_linear  # here, since it takes a second to import
+
+    basis, triangle = np.linalg.qr((jumps / scales[:, None]).T)
+    found = lsq_linear(triangle, -basis.T @ off, bounds=(np.zeros(len(jumps)), scales), method="bvls", tol=1e-14)
+    shares = found.x / scales
+    return np.where(shares > 1 - 1e-12, 1.0, np.where(shares < 1e-12, 0.0, shares))
+
+
+def _settled(field: HostSwitchedField, y, mode: Mode, kinks: list[int], size: float) -> Way:
+    """The mode, with sides that the field does not lead to exchanged, as far as this comes to an end."""
+    before, was_free = field.mode, field.is_free
+    for _ in range(_ROUNDS):
+        field.enter(mode)
+        field.settle(y)
+        velocity = field.velocity(y)
+        speeds = np.where(mode.states, 1.0, -1.0) * field.speeds(y, velocity)
+        at = [k for k in kinks if k not in mode.slides]
+        normals = field.normals(y, at) if at else np.zeros((0, y.size))
+        limits = 1e-9 * np.linalg.norm(normals, axis=1) * size
+        wrong = [k for k, limit in zip(at, limits, strict=True) if speeds[k] < -limit]
+        if not wrong:
+            break
+        mode = mode.flipped(wrong)
+    else:
+        field.enter(before, was_free)
+        return Way(mode, False)
+    field.enter(before, was_free)
+    return Way(mode, True)

@@ -1,0 +1,70 @@
+"""What a flow has met: crossings, slides, forks, and what was stepped over."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from .field import Mode
+from .switches import Switches
+
+
+class KinkReport:
+    """Events as they come.
+
+    Args:
+        switches: those of the loss.
+    """
+
+    def __init__(self, switches: Switches):
+        self.switches = switches
+        self.num_crossings = 0
+        self.slides: list[list] = []  # [from, until, kink]
+        self.forks: list[tuple[float, str]] = []
+        self.error = 0.0  # of steps over kinks, relative to ‖θ‖
+        self.jumps_at: float | None = None
+        self._open: dict[int, int] = {}
+
+    def changed(self, t: float, before: Mode, after: Mode, hits: Collection[int]) -> None:
+        """Another mode from t on."""
+        was, now = set(before.slides), set(after.slides)
+        for kink in was - now:
+            self.slides[self._open.pop(kink)][1] = t
+        for kink in now - was:
+            self._open[kink] = len(self.slides)
+            self.slides.append([t, t, kink])
+        self.num_crossings += int(np.sum(before.states != after.states)) if before.states.shape == after.states.shape else 0
+
+    def until(self, t: float) -> None:
+        """Slides that are not over have lasted until t."""
+        for place in self._open.values():
+            self.slides[place][1] = t
+
+    def fork(self, t: float, kink: int, why: str) -> None:
+        """From t on the flow is not unique."""
+        self.forks.append((t, f"{self.name(kink)}: {why}"))
+
+    def stepped_over(self, error: float) -> None:
+        """A step over kinks that were not located."""
+        self.error += error
+
+    def name(self, kink: int) -> str:
+        """A switch in words: the primitive, and where in its array."""
+        name, site, place = self.switches.site_of(kink)
+        return f"{name} {site}{list(place)}"
+
+    @property
+    def unique_until(self) -> float:
+        """The first fork."""
+        return min((t for t, _ in self.forks), default=math.inf)
+
+    def stats(self) -> dict[str, Any]:
+        """As plain Python."""
+        return {
+            "switches": self.switches.size,
+            "crossings": self.num_crossings,
+            "slides": [(begin, end, self.name(kink)) for begin, end, kink in self.slides],
+            "forks": list(self.forks),
+            "stepped_over": self.error,
+        }
