@@ -2,10 +2,10 @@
 
     python benchmarks/durability.py [--kills 200] [--doubles 100] [--damages 100] [--seed 0]
 
-Kills meet a scan on threads, in batches and on a pool of processes, at random moments, and it is begun again each time.
-Double starts are two processes that make one new store within 20 ms. A damaged file is missing, emptied, cut, flipped
-in one bit, foreign, or another one of the same store. The script ends with an error at the first lost lane, wrong
-number, hang or error without a sentence; otherwise it prints how often it saw what.
+Kills meet a scan on threads, in batches, on a pool of processes and on a Dask cluster, at random moments, and it is
+begun again each time. Double starts are two processes that make one new store within 20 ms. A damaged file is missing,
+emptied, cut, flipped in one bit, foreign, or another one of the same store. The script ends with an error at the first
+lost lane, wrong number, hang or error without a sentence; otherwise it prints how often it saw what.
 """
 
 import argparse
@@ -24,7 +24,7 @@ jax.config.update("jax_enable_x64", True)
 import durability as trials  # noqa: E402  the file of the tests
 from thetadot.scan import store  # noqa: E402
 
-ENGINES = ("threads", "batches", "pool")
+ENGINES = ("threads", "batches", "pool", "dask")
 
 
 def told(name: str, began: float, seen: list[str]) -> None:

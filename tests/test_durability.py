@@ -9,9 +9,9 @@ from thetadot.scan import store
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["threads", "batches", "pool"])
-def test_kills_lose_no_lane(tmp_path, engine):
-    assert "killed" in durability.kills(tmp_path, engine, 4, random.Random(1))
+@pytest.mark.parametrize("engine, number", [("threads", 4), ("batches", 4), ("pool", 4), ("dask", 2)])
+def test_kills_lose_no_lane(tmp_path, engine, number):
+    assert "killed" in durability.kills(tmp_path, engine, number, random.Random(1))
 
 
 @pytest.mark.slow
