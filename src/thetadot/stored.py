@@ -1,21 +1,26 @@
 """Folders of Zarr arrays: made whole or not at all, and checked when they are read.
 
 Every chunk carries Zarr's own checksum, which tells a damaged file. A file that is missing reads as zeros or NaN, and
-one of another store as its numbers: `checksum` of the values themselves tells those.
+one of another store as its numbers: `checksum` of the values themselves tells those. What a folder or an array says of
+itself, its attributes, has no checksum of Zarr's: `sealed` gives it one.
 """
 
 import contextlib
+import json
 import os
 import platform
 import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+SEAL = "checksum"
+"""The attribute that holds the checksum of all others."""
 
 
 @contextlib.contextmanager
@@ -78,3 +83,17 @@ def checksum(values: Any, before: int = 0) -> int:
     values = np.asarray(values)
     kind = zlib.crc32(f"{values.dtype.str}{values.shape}".encode(), before)
     return zlib.crc32(values.tobytes(), kind)
+
+
+def sealed(attrs: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """Attributes with a checksum of them all, and of the name of their array; that of an earlier time is replaced."""
+    told = {key: attrs[key] for key in sorted(attrs) if key != SEAL}
+    return told | {SEAL: str(checksum(name + json.dumps(told)))}
+
+
+def is_whole(attrs: Mapping[str, Any], others: Mapping[str, Any], name: str = "") -> bool:
+    """Whether attributes are as they were sealed for the array of that name, or for a folder.
+
+    Earlier versions sealed none: attributes without a seal are whole if the `others` of their folder have none either.
+    """
+    return attrs[SEAL] == sealed(attrs, name)[SEAL] if SEAL in attrs else SEAL not in others

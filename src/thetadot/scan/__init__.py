@@ -10,6 +10,7 @@
 | `order` | which lane is next: long ones first |
 | `engines` | what runs the lanes: threads, devices, executors |
 | `leaving` | what an interrupted scan cannot leave at once |
+| `head` | what a store says of the scan that it holds |
 | `store` | the Zarr group that lanes are kept in |
 | `writer` | the thread that writes lanes to it as they finish |
 | `checks`, `damage` | what a lane held when it was written, and what a store has lost since |

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..stored import is_whole
 from .checks import lane_checksums
 from .grid import point_at, shape_of
 from .store import CHECKSUM, IDENTITY, IN_PROGRESS, MISSING, PENDING, Layout, chunks_of, make
@@ -133,7 +134,7 @@ def _opened(group: "zarr.Group", path: Path, layout: Layout) -> tuple[dict[str, 
     for name in layout.names:
         try:
             array: Any = group[name]
-            if not _is_its_own(array, name, layout):
+            if not (_is_its_own(array, name, layout) and is_whole(array.attrs, group.attrs, name)):
                 raise ValueError
             arrays[name] = array
         except Exception:  # zarr raises a dozen kinds
@@ -141,7 +142,10 @@ def _opened(group: "zarr.Group", path: Path, layout: Layout) -> tuple[dict[str, 
                 described.add(name)
     for name, values in layout.axes.items():
         try:
-            same = np.array_equal(np.asarray(group[name][...]).astype(values.dtype), values)  # pyright: ignore
+            axis: Any = group[name]
+            same = axis.metadata.dimension_names == (name,) and np.array_equal(
+                np.asarray(axis[...]).astype(values.dtype), values
+            )
         except Exception:
             same = False
         if not same:
