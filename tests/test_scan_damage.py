@@ -214,7 +214,7 @@ def test_what_is_never_reached_is_no_damage(tmp_path):
 
 
 def test_damaged_is_one_of_two_words():
-    with pytest.raises(ValueError, match=re.escape("`scan(damaged=...)` must be 'refuse' or 'redo'; got 'ignore'")):
+    with pytest.raises(ValueError, match=re.escape("`scan(damaged=...)` must be one of refuse, redo; got 'ignore'")):
         scan(damaged="ignore")
 
 

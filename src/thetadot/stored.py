@@ -23,6 +23,14 @@ SEAL = "checksum"
 """The attribute that holds the checksum of all others."""
 
 
+def as_path(place: Any, argument: str) -> Path:
+    """The place of a folder, or a ValueError unless it is a text or a path."""
+    text = os.fspath(place) if isinstance(place, str | os.PathLike) else None
+    if not (isinstance(text, str) and text and "\0" not in text):
+        raise ValueError(f"`{argument}` must be the path of a folder, as a text or a `Path`; got {place!r:.100}.")
+    return Path(place)
+
+
 @contextlib.contextmanager
 def made_aside(path: Path) -> Iterator[Path]:
     """A place beside `path` for a new folder, which is moved to `path` when the block ends without an error.
@@ -34,7 +42,10 @@ def made_aside(path: Path) -> Iterator[Path]:
         FileExistsError: somebody else has made it meanwhile.
         OSError: it cannot be written; nothing is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"`{path.parent}` is a file, or is in one: give another place") from error
     _remove_those_of_the_dead(path)
     prefix = f".{path.name}.{os.getpid()}@{platform.node()}."
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix, suffix=".partial") as scratch:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .stored import SEAL, checksum, compressors, is_whole, made_aside, sealed
+from .stored import SEAL, as_path, checksum, compressors, is_whole, made_aside, sealed
 from .trees import from_outline, named_leaves
 
 if TYPE_CHECKING:
@@ -135,12 +135,13 @@ class Trajectory(eqx.Module):
         """Writes the trajectory as a Zarr folder, all of it or nothing, which `xarray.open_zarr` opens too.
 
         Raises:
+            ValueError: `path` is not a path.
             FileExistsError: `path` is there already.
             OSError: the folder cannot be written; what was begun is removed.
         """
         import zarr  # and not xarray, which takes pandas and most of a second to import
 
-        path = Path(path)
+        path = as_path(path, "save(path=...)")
         if path.exists():
             raise FileExistsError(f"`{path}` exists: remove it, or save under another name.")
         with made_aside(path) as folder:
@@ -165,7 +166,7 @@ def load(path: str | os.PathLike, like: PyTree = None) -> Trajectory:
     """
     import zarr
 
-    path = Path(path)
+    path = as_path(path, "load(path=...)")
     if not path.is_dir():
         raise ValueError(f"`{path}` is not a saved trajectory: no such folder.")
     try:

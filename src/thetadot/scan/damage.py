@@ -22,6 +22,9 @@ from .writer import take_back
 if TYPE_CHECKING:
     import zarr
 
+DAMAGED = ("refuse", "redo")
+"""What to do with a store that is damaged."""
+
 _TOLD = 3  # lanes, by their points
 
 Start = tuple[int, ...]  # of a chunk, on the grid
@@ -84,8 +87,6 @@ def check_damage(group: "zarr.Group", path: Path | None, layout: Layout, damaged
     Raises:
         ValueError: it would have to be, and `damaged` is not "redo".
     """
-    if damaged not in ("refuse", "redo"):
-        raise ValueError(f"`scan(damaged=...)` must be 'refuse' or 'redo'; got {damaged!r}.")
     damage = None if path is None else find_damage(group, path, layout)
     if path is not None and damage and damaged == "refuse":
         raise ValueError(damage.told(path, layout))
