@@ -40,6 +40,9 @@ IDENTITY = "lane_identity"
 IN_PROGRESS = "_in_progress"
 """The group in the store that holds, while it is written, its lock and what belongs to lanes in progress."""
 
+OTHER = "holds another scan"
+"""What is said of a store whose grid or names are not those asked for."""
+
 _CHUNK = 512  # lanes, at most
 
 Attributes = dict[str, Any]
@@ -80,7 +83,7 @@ def open_store(path: Path | None, layout: Layout, mends: bool = False) -> "zarr.
         _make_aside(path, layout)
     head = read_head(path, mends)
     if differences := _differences(head.configuration, json.loads(layout.attrs[CONFIGURATION])):
-        raise ValueError(f"`{path}` holds another scan: {'; '.join(differences)}. Give another `store`.")
+        raise ValueError(f"`{path}` {OTHER}: {'; '.join(differences)}. Give another `store`.")
     if head.is_copy:
         _give_head(path, layout, head)
     group = zarr.open_group(_only(path, layout), mode="r+")
@@ -207,7 +210,7 @@ def _is_of_grid(key: str) -> bool:
 def _versus(there, here) -> str:
     if isinstance(there, list) and isinstance(here, list):
         if len(there) != len(here):
-            return f"has {len(there)} values there and {len(here)} here"
+            return f"has {len(there)} value{'s' * (len(there) > 1)} there and {len(here)} here"
         there, here = next((a, b) for a, b in zip(there, here, strict=True) if a != b)
     return f"is {there!r} there and {here!r} here"
 
