@@ -88,7 +88,7 @@ def doubles(folder, number, moments):
     return seen
 
 
-def damages(folder, number, moments):
+def damages(folder, number, moments, name="*", ways=(*DAMAGES, "another's")):
     """Damages a file of a store or of a saved flow: the numbers are right, or a sentence says what to do."""
     whole, saved, seen = folder / "whole.zarr", folder / "whole.run", []
     expected, traj = scan_few(whole).load(), td.gradient_flow(*make(0.1), 4.0, solver="tsit5")
@@ -96,8 +96,8 @@ def damages(folder, number, moments):
     for i in range(number):
         origin = moments.choice([whole, whole, whole, saved])
         path = Path(shutil.copytree(origin, folder / f"{i}.zarr"))
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        file, how = moments.choice(files), moments.choice([*DAMAGES, "another's"])
+        files = sorted(file for file in path.rglob(name) if file.is_file())
+        file, how = moments.choice(files), moments.choice(ways)
         if how == "another's":
             file.write_bytes(moments.choice(files).read_bytes())
         else:
