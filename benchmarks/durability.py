@@ -1,11 +1,12 @@
 """Durability: what hundreds of kills, double starts and damaged files do to stores.
 
-    python benchmarks/durability.py [--kills 200] [--doubles 100] [--damages 100] [--seed 0]
+    python benchmarks/durability.py [--kills 200] [--doubles 100] [--damages 100] [--flips 300] [--seed 0]
 
-Kills meet a scan on threads, in batches and on a pool of processes, at random moments, and it is begun again each time.
-Double starts are two processes that make one new store within 20 ms. A damaged file is missing, emptied, cut, flipped
-in one bit, foreign, or another one of the same store. The script ends with an error at the first lost lane, wrong
-number, hang or error without a sentence; otherwise it prints how often it saw what.
+Kills meet a scan on threads, in batches, on a pool of processes and on a Dask cluster, at random moments, and it is
+begun again each time. Double starts are two processes that make one new store within 20 ms. A damaged file is missing,
+emptied, cut, flipped in one bit, foreign, or another one of the same store. The script ends with an error at the first
+lost lane, wrong number, hang or error without a sentence; otherwise it prints how often it saw what. Flips are of one
+bit in what a group or an array says of itself, a `zarr.json`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ jax.config.update("jax_enable_x64", True)
 import durability as trials  # noqa: E402  the file of the tests
 from thetadot.scan import store  # noqa: E402
 
-ENGINES = ("threads", "batches", "pool")
+ENGINES = ("threads", "batches", "pool", "dask")
 
 
 def told(name: str, began: float, seen: list[str]) -> None:
@@ -34,7 +35,7 @@ def told(name: str, began: float, seen: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("kills", 200), ("doubles", 100), ("damages", 100), ("seed", 0)):
+    for name, default in (("kills", 200), ("doubles", 100), ("damages", 100), ("flips", 300), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     for place, engine in enumerate(ENGINES):
@@ -47,11 +48,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             began, moments = time.monotonic(), random.Random(options.seed)
             told("double starts", began, trials.doubles(pathlib.Path(folder), options.doubles, moments))
-    if options.damages:
-        store._CHUNK = 2  # several files a variable
-        with tempfile.TemporaryDirectory() as folder:
-            began, moments = time.monotonic(), random.Random(options.seed)
-            told("damaged files", began, trials.damages(pathlib.Path(folder), options.damages, moments))
+    store._CHUNK = 2  # several files a variable
+    for name, number, what in (
+        ("damaged files", options.damages, {}),
+        ("flipped bits", options.flips, {"name": "zarr.json", "ways": ["flipped"]}),
+    ):
+        if number:
+            with tempfile.TemporaryDirectory() as folder:
+                began, moments = time.monotonic(), random.Random(options.seed)
+                told(name, began, trials.damages(pathlib.Path(folder), number, moments, **what))
 
 
 if __name__ == "__main__":

@@ -158,6 +158,12 @@ if __name__ == "__main__":
         case ["slow", store, "pool"]:
             with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
                 scan_slowly(store, progress=tell, executor=executor)
+        case ["slow", store, "dask"]:
+            import distributed  # a second, which no other case waits for
+
+            with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
+                with distributed.Client(cluster) as client, client.get_executor() as executor:
+                    scan_slowly(store, progress=tell, executor=executor)
         case ["slow", store, *engine]:
             scan_slowly(store, progress=tell, engine=(*engine, "threads")[0])
         case ["stuck", store]:

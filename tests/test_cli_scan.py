@@ -198,14 +198,48 @@ def test_the_same_command_goes_on_from_the_store_and_another_one_is_refused(stor
     assert json.loads(capsys.readouterr().out)["statuses"] == {"done": 15}
     assert (store / "status").stat().st_mtime_ns == written
     assert main([*argv, "--rtol", "1e-5"]) == 2
-    assert "rtol" in capsys.readouterr().err
+    assert "give another `--store`, or `--changed redo` to solve these again" in capsys.readouterr().err
 
 
-def test_a_table_is_shown_and_a_law_that_cannot_be_fitted_is_told(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "option, difference",
+    [("--seeds=2", "has 3 values there and 2 here"), ("--seed=5", "is 0 there and 5 here")],
+)
+def test_other_seeds_are_another_scan_and_the_sentence_says_what_to_do(stored, capsys, option, difference):
+    store, argv = stored
+    if not store.exists():
+        main(argv)
+        capsys.readouterr()
+    assert main([*argv, option]) == 2
+    what_to_do = "Give another `--store`, or the `--over`, `--seed` and `--seeds` of that scan to go on with it."
+    told = capsys.readouterr().err
+    assert told == f"thetadot: `{store}` holds another scan: grid['seed'] {difference}. {what_to_do}\n"
+
+
+@pytest.mark.parametrize("command", ["run", "scan"])
+def test_the_help_of_a_switch_says_what_it_does(command, capsys):
+    assert main([command, "matrix-factorization", "--help"]) == 0
+    told = re.sub(r"[\s│|]+", " ", capsys.readouterr().out)
+    assert re.search(r"--no-figures Draw no figures?( of the laws)?\. \(default: False\)", told), told
+    if command == "scan":
+        assert re.search(r"--no-errors Leave out the errors [^()]* as well\. \(default: False\)", told), told
+
+
+@pytest.mark.parametrize("over", ["init_scale=1e-3,1e-2", "solver=tsit5,dopri5,dopri8"])
+def test_where_no_law_can_be_fitted_a_line_says_why_and_there_is_no_table(tmp_path, capsys, over):
+    argv = ["scan", "matrix-factorization", *SMALL, "--over", over, "--no-errors", "--store", str(tmp_path / "a.zarr")]
+    assert main([*argv, "--t1", "0.5"]) == 0
+    captured = capsys.readouterr()
+    assert "no law is fitted: a law needs an axis with at least three numbers besides the seed" in captured.err
+    assert "laws of" not in captured.out and "lanes:" in captured.out
+
+
+def test_a_law_that_cannot_be_fitted_is_told(tmp_path, capsys):
     argv = ["scan", "matrix-factorization", *SMALL, "--over", "init_scale=1e-3,1e-2,1e-1", "--no-errors"]
     assert main([*argv, "--t1", "0.5", "--store", str(tmp_path / "short.zarr")]) == 0
     captured = capsys.readouterr()
     assert "at least three different" in captured.err and "3 lanes: 3 done" in captured.out
+    assert "laws of" not in captured.out  # of none
     assert not (tmp_path / "short.png").exists()
 
 

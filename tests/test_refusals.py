@@ -183,6 +183,69 @@ def test_other_functions_refuse_in_one_sentence(make, sentence):
     assert "\n" not in str(caught.value)
 
 
+CROSSINGS = r"`measure\['a'\]` must be \(observable, level\), .* got "
+SCANS = {
+    "store number": (
+        {"store": 3},
+        r"`scan\(store=\.\.\.\)` must be the path of a folder, as a text or a `Path`; got 3\.",
+    ),
+    "store bytes": ({"store": b"a"}, r"`scan\(store=\.\.\.\)` must be the path of a folder"),
+    "store nowhere": ({"store": ""}, r"`scan\(store=\.\.\.\)` must be the path of a folder"),
+    "make None": ({"make": None}, r"`scan\(make=\.\.\.\)` must be a function `make\(\*\*point\) -> .* got None"),
+    "make text": ({"make": "make"}, r"`scan\(make=\.\.\.\)` must be a function .* got 'make'"),
+    "grid number": ({"grid": 3}, r"`scan\(grid=\.\.\.\)` needs at least one axis"),
+    "measure number": ({"measure": 3}, r"`scan\(measure=\.\.\.\)` must be a dict of names; got int"),
+    "crossing number": ({"measure": {"a": 3}}, CROSSINGS + "3"),
+    "crossing None": ({"measure": {"a": None}}, CROSSINGS + "None"),
+    "crossing text": ({"measure": {"a": "ab"}}, CROSSINGS + "'ab'"),
+    "crossing way": ({"measure": {"a": ("loss", 1.0, ["up"])}}, CROSSINGS),
+    "crossing of a list": ({"measure": {"a": (["loss"], 1.0)}}, r"`measure\['a'\]` watches \['loss'\], not among"),
+    "observables number": ({"observables": 3}, r"`scan\(observables=\.\.\.\)` must be a dictionary"),
+    "observable number": ({"observables": {"a": 3}}, r"`scan\(observables=\.\.\.\)`: 'a' must be a function"),
+    "observable called 3": ({"observables": {3: first}}, r"`scan\(observables=\.\.\.\)` must be a dictionary"),
+    "engine list": ({"engine": ["threads"]}, r"unknown engine \['threads'\]: choose one of auto, threads"),
+    "errors text": ({"errors": "no"}, r"`scan\(errors=\.\.\.\)` must be True or False; got 'no'"),
+    "stop list": ({"stop": ["a"]}, r"`stop`=\['a'\] must name a crossing in `measure`; there is a\."),
+    "changed list": (
+        {"changed": ["redo"]},
+        r"`scan\(changed=\.\.\.\)` must be one of refuse, redo, trust; got \['redo'\]",
+    ),
+    "damaged number": ({"damaged": 3}, r"`scan\(damaged=\.\.\.\)` must be one of refuse, redo; got 3"),
+}
+
+
+@pytest.mark.parametrize("case", SCANS)
+def test_a_scan_refuses_in_one_sentence_and_writes_nothing(case, tmp_path):
+    changes, sentence = SCANS[case]
+    standard = {"make": scalar_flows, "grid": {"x": [1.0]}, "t1": 1.0, "measure": {"a": ("loss", 1.0)}}
+    with pytest.raises(ValueError, match=sentence) as caught:
+        library.scan(**{**standard, "store": tmp_path / "scan.zarr", **changes})
+    assert "\n" not in str(caught.value) and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [3, None, [1], b"run", True, "", "a\0b"])
+def test_what_is_no_path_is_refused_in_one_sentence(place):
+    traj = td.gradient_flow(scalar_flows(BOWL, QUARTIC), at(1.0, 1.0), 0.1, solver="tsit5")
+    for name, use in (("save", traj.save), ("load", library.load)):
+        with pytest.raises(ValueError, match=rf"`{name}\(path=\.\.\.\)` must be the path of a folder"):
+            use(place)
+
+
+def test_a_place_in_a_file_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    traj, place = (
+        td.gradient_flow(scalar_flows(BOWL, QUARTIC), at(1.0, 1.0), 0.1, solver="tsit5"),
+        tmp_path / "file" / "a",
+    )
+    with pytest.raises(NotADirectoryError, match="file` is a file, or is in one: give another place"):
+        traj.save(place)
+    with pytest.raises(OSError, match=r"cannot make the store `.*a`: `.*file` is a file, or is in one: give another"):
+        library.scan(scalar_flows, {"x": [1.0]}, 1.0, {}, store=place)
+    with pytest.raises(ValueError, match="is not a saved trajectory: no such folder"):
+        td.load(place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 class OwnError(Exception):
     """Raised by a user's function."""
 

@@ -1,5 +1,6 @@
 """Damage of a store is told in a sentence, and what is whole in it is kept."""
 
+import json
 import random
 import re
 import shutil
@@ -13,6 +14,7 @@ import thetadot as td
 from damages import DAMAGES
 from scans import MEASURE, OBSERVABLES, ends, make
 from thetadot.scan import checks, store
+from thetadot.stored import SEAL, sealed
 
 X0 = np.linspace(0.02, 0.3, 6)
 OPTIONS = {"t1": 8.0, "observables": OBSERVABLES, "solver": "tsit5", "errors": False, "engine": "threads"}
@@ -90,7 +92,100 @@ def test_an_axis_is_written_again(path, whole):
 
 def test_the_head_is_written_again(path, whole):
     (path / "zarr.json").write_text("{")
-    assert_told_and_mended(path, whole, "is not the store of a scan, or its `zarr.json` is missing or damaged", set())
+    assert_told_and_mended(path, whole, "is damaged: its `zarr.json` is missing or is not what was written", set())
+
+
+def edit(file, change):
+    """Changes the attributes in a `zarr.json`."""
+    content = json.loads(file.read_bytes())
+    change(content["attributes"])
+    file.write_text(json.dumps(content))
+
+
+def lose_seal(attrs):
+    attrs[SEAL[:-1] + "l"] = attrs.pop(SEAL)
+
+
+def put(**changes):
+    return lambda attrs: attrs.update(changes)
+
+
+HEADS = {
+    "provenance": lambda attrs: attrs.update(provenance=attrs["provenance"].replace("0.", "1.", 1)),
+    "configuration": lambda attrs: attrs.update(configuration=attrs["configuration"].replace("0.3", "0.2")),
+    "no configuration": lambda attrs: attrs.update(configurator=attrs.pop("configuration")),
+    "rtol": put(rtol=1e-7),
+    "seal": put(**{SEAL: "1"}),
+    "no seal": lose_seal,
+}
+
+
+@pytest.mark.parametrize("change", HEADS.values(), ids=HEADS)
+def test_what_a_store_says_of_itself_is_written_again(path, whole, change):
+    edit(path / "zarr.json", change)
+    assert_told_and_mended(path, whole, "is damaged: its `zarr.json` is missing or is not what was written", set())
+    assert json.loads(scan(store=path).attrs["configuration"]) == json.loads(scan(store=whole).attrs["configuration"])
+
+
+def test_it_is_the_seal_that_tells(path):
+    """Sealed again, another provenance is nobody's damage, and another grid is another scan."""
+    file = path / "zarr.json"
+    edit(file, lambda attrs: attrs.update(sealed(attrs | {"provenance": "{}"})))
+    assert scan(store=path).attrs["provenance"] == "{}"
+    edit(file, lambda attrs: attrs.update(sealed(attrs | {"configuration": '{"axes": []}'})))
+    with pytest.raises(ValueError, match="holds another scan"):
+        scan(store=path)
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [("half", put(units="s")), ("lane_identity", put(parts=[])), ("status", lose_seal), ("ends", put(more=1))],
+)
+def test_what_a_variable_says_of_itself_is_written_again(path, whole, name, change):
+    edit(path / name / "zarr.json", change)
+    redone = set(range(6)) if name == "ends" else set()  # whose shape is known from its lanes alone
+    assert_told_and_mended(path, whole, f"is damaged: a file of `{name}` is missing or is not what was", redone)
+    xr.testing.assert_identical(scan(store=path).half.load(), scan(store=whole).half.load())
+
+
+def test_what_another_variable_says_of_itself(path, whole):
+    shutil.copyfile(path / "half_error" / "zarr.json", path / "half" / "zarr.json")
+    assert_told_and_mended(path, whole, "is damaged: a file of `half` is missing or is not what was", set())
+
+
+def test_a_head_is_not_mended_for_another_scan(path):
+    edit(path / "zarr.json", put(rtol=1.0))
+    before = (path / "zarr.json").read_bytes()
+    with pytest.raises(ValueError, match=r"holds another scan: grid\['x0'\] is 0.02 there and 0.01 here"):
+        td.scan(make, {"x0": X0 - 0.01}, measure={**MEASURE, "ends": ends}, store=path, damaged="redo", **OPTIONS)
+    assert (path / "zarr.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("damaged", ["refuse", "redo"])
+def test_nothing_says_of_which_scan_a_store_is(path, damaged):
+    for file in (path / "zarr.json", path / "status" / "zarr.json"):
+        edit(file, put(configuration="{}"))
+    with pytest.raises(ValueError, match="and that of its `status` are missing or damaged: copy them again"):
+        scan(store=path, damaged=damaged)
+
+
+def test_a_store_without_seals_is_of_an_earlier_version(path, whole):
+    for file in path.rglob("zarr.json"):
+        edit(file, lambda attrs: attrs.pop(SEAL, None))
+    xr.testing.assert_identical(scan(store=path).load(), scan(store=whole).load())
+    shutil.rmtree(path / "half" / "c")
+    (path / "zarr.json").write_text("{")
+    mended = scan(store=path, damaged="redo", changed="redo", rtol=1e-6)
+    xr.testing.assert_identical(values(mended), values(scan(store=whole)))
+    assert all(SEAL not in json.loads(file.read_bytes())["attributes"] for file in path.glob("[!h]*/zarr.json"))
+    scan(store=path)
+
+
+def test_others_open_a_store_and_a_dataset_has_no_seals(whole):
+    theirs, ours = xr.open_zarr(whole, consolidated=False), scan(store=whole)
+    assert theirs.half.attrs.pop(SEAL) and theirs.attrs.pop(SEAL)
+    assert theirs.attrs == ours.attrs and theirs.half.attrs == ours.half.attrs
+    assert not any(SEAL in variable.attrs for variable in ours.variables.values())
 
 
 def test_a_copy_that_was_made_while_lanes_were_written(path, whole):
@@ -119,7 +214,7 @@ def test_what_is_never_reached_is_no_damage(tmp_path):
 
 
 def test_damaged_is_one_of_two_words():
-    with pytest.raises(ValueError, match=re.escape("`scan(damaged=...)` must be 'refuse' or 'redo'; got 'ignore'")):
+    with pytest.raises(ValueError, match=re.escape("`scan(damaged=...)` must be one of refuse, redo; got 'ignore'")):
         scan(damaged="ignore")
 
 

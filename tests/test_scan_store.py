@@ -167,6 +167,11 @@ def test_what_is_no_store_is_left_alone(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine" and td.load(tmp_path / "run.zarr").status == "done"
 
 
+def test_the_store_of_a_scan_is_no_trajectory_and_is_not_said_to_be_damaged(stored):
+    with pytest.raises(ValueError, match="is not a saved trajectory: it has no list of series"):
+        td.load(stored)
+
+
 def test_a_store_that_was_half_made_is_made_anew(tmp_path):
     path = tmp_path / "scan.zarr"
     dead = subprocess.Popen([sys.executable, "-c", ""])

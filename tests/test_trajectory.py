@@ -210,6 +210,15 @@ def test_so_is_a_digit_of_a_crossing(tmp_path):
         td.load(tmp_path / "run")
 
 
+def test_so_is_a_letter_of_a_name_in_it(tmp_path):
+    """It told of a folder without a list of series, and so of no trajectory."""
+    trajectory().save(tmp_path / "run")
+    meta = tmp_path / "run" / "zarr.json"
+    meta.write_text(meta.read_text().replace('"series"', '"seriet"'))
+    with pytest.raises(ValueError, match=r"is damaged: its `zarr.json` is not as it was written"):
+        td.load(tmp_path / "run")
+
+
 def test_of_two_that_save_at_once_one_succeeds(tmp_path, monkeypatch):
     attributes = td.Trajectory._attributes
 

@@ -32,8 +32,8 @@ class Output:
 
     out: Path | None = None
     """Results folder; it must not exist or be empty. Default: runs/EXPERIMENT-DATE-TIME."""
-    figures: bool = True
-    """Draw the figures."""
+    no_figures: bool = False
+    """Draw no figures."""
     json: bool = False
     """Print the results as JSON on stdout, and nothing else there."""
 
@@ -68,7 +68,7 @@ class RunExperiment(Generic[E]):
                 traj = run(self.experiment, progress=show, announce=announce)
                 status.update("saving")
                 stages = find_stages(traj)
-                summary = report.write_run(partial, traj, stages, with_figures=output.figures, painters=painters)
+                summary = report.write_run(partial, traj, stages, with_figures=not output.no_figures, painters=painters)
         if output.json:
             sys.stdout.write(report.to_json(summary | {"folder": str(folder)}) + "\n")
         else:

@@ -18,11 +18,13 @@ from thetadot.laws import Fit, fit_log_law, fit_power_law
 from thetadot.plot.apart import Painters
 from thetadot.progress import console
 from thetadot.scan import scan
+from thetadot.scan.store import OTHER
 from thetadot.scan.tally import describe_statuses
 
 E = TypeVar("E")
 Law = Literal["power", "log"]
 Changed = Literal["refuse", "redo", "trust"]
+_NO_AXIS = "an axis with at least three numbers besides the seed, such as --over init_scale=1e-4:1e-1:4:log"
 _LAWS = {"power": fit_power_law, "log": fit_log_law}
 
 
@@ -40,12 +42,12 @@ class Grid:
     """Lanes of the store that would solve something else now: refuse, redo, or trust their functions to be the same."""
     law: Law = "power"
     """The law that is fitted: escape time ∝ x^p, or a + b log(1/x)."""
-    errors: bool = True
-    """Errors of the escape times, from solving every lane at two tighter tolerances as well."""
+    no_errors: bool = False
+    """Leave out the errors of the escape times, for which every lane is solved at two tighter tolerances as well."""
     damaged: Literal["refuse", "redo"] = "refuse"
     """What to do with lanes that the store has lost to a damaged file: refuse the store, or solve them again."""
-    figures: bool = True
-    """Figure of the laws."""
+    no_figures: bool = False
+    """Draw no figure of the laws."""
     json: bool = False
     """Print the results as JSON on stdout, and nothing else there."""
 
@@ -67,7 +69,8 @@ class ScanExperiment(Generic[E]):
             sys.stdout.write(report.to_json(facts) + "\n")
         else:
             out = console()
-            out.print(table)
+            if facts["laws"]:
+                out.print(table)
             out.print(
                 f"{facts['lanes']} lanes: {describe_statuses(facts['statuses'])}\nsaved in {store}", soft_wrap=True
             )
@@ -88,7 +91,7 @@ def scan_experiment(experiment: Any, grid: Grid, store: Path, log: Console) -> t
             axes,
             measure=crossings,
             store=store,
-            errors=grid.errors,
+            errors=not grid.no_errors,
             progress=True,
             damaged=grid.damaged,
             changed=grid.changed,
@@ -105,7 +108,7 @@ def scan_experiment(experiment: Any, grid: Grid, store: Path, log: Console) -> t
         "laws": [_describe(fit) for fit in fits],
         "figure": None,
     }
-    if fits and grid.figures:
+    if fits and not grid.no_figures:
         from thetadot.plot.law import law_figure  # matplotlib takes a second to import
 
         path = store.with_suffix(".png")
@@ -122,13 +125,19 @@ def _as_options(sentence: str) -> str:
     for name, value in (("changed", "redo"), ("changed", "trust"), ("damaged", "redo")):
         for quote in "\"'":
             sentence = sentence.replace(f"{name}={quote}{value}{quote}", f"--{name} {value}")
-    return sentence
+    if OTHER in sentence:
+        sentence = (
+            f"{sentence.removesuffix('.')}, or the `--over`, `--seed` and `--seeds` of that scan to go on with it."
+        )
+    return sentence.replace("another `store`", "another `--store`")
 
 
 def _fits(ds, crossings, x: str | None, law: Law, log: Console) -> list[Fit]:
-    """A law for every escape time that enough lanes have; a sentence for each of the others."""
+    """A law for every escape time that enough lanes have; a sentence for each of the others, or for all."""
     fits: list[Fit] = []
-    if x is None:
+    if x is None or not crossings:
+        why = f"a law needs {_NO_AXIS if crossings else 'plateaus, and this experiment predicts none here'}."
+        log.print(f"thetadot: no law is fitted: {why}", soft_wrap=True)
         return fits
     for name in crossings:
         try:

@@ -1,21 +1,34 @@
 """Folders of Zarr arrays: made whole or not at all, and checked when they are read.
 
 Every chunk carries Zarr's own checksum, which tells a damaged file. A file that is missing reads as zeros or NaN, and
-one of another store as its numbers: `checksum` of the values themselves tells those.
+one of another store as its numbers: `checksum` of the values themselves tells those. What a folder or an array says of
+itself, its attributes, has no checksum of Zarr's: `sealed` gives it one.
 """
 
 import contextlib
+import json
 import os
 import platform
 import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+SEAL = "checksum"
+"""The attribute that holds the checksum of all others."""
+
+
+def as_path(place: Any, argument: str) -> Path:
+    """The place of a folder, or a ValueError unless it is a text or a path."""
+    text = os.fspath(place) if isinstance(place, str | os.PathLike) else None
+    if not (isinstance(text, str) and text and "\0" not in text):
+        raise ValueError(f"`{argument}` must be the path of a folder, as a text or a `Path`; got {place!r:.100}.")
+    return Path(place)
 
 
 @contextlib.contextmanager
@@ -29,7 +42,10 @@ def made_aside(path: Path) -> Iterator[Path]:
         FileExistsError: somebody else has made it meanwhile.
         OSError: it cannot be written; nothing is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"`{path.parent}` is a file, or is in one: give another place") from error
     _remove_those_of_the_dead(path)
     prefix = f".{path.name}.{os.getpid()}@{platform.node()}."
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=prefix, suffix=".partial") as scratch:
@@ -78,3 +94,17 @@ def checksum(values: Any, before: int = 0) -> int:
     values = np.asarray(values)
     kind = zlib.crc32(f"{values.dtype.str}{values.shape}".encode(), before)
     return zlib.crc32(values.tobytes(), kind)
+
+
+def sealed(attrs: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """Attributes with a checksum of them all, and of the name of their array; that of an earlier time is replaced."""
+    told = {key: attrs[key] for key in sorted(attrs) if key != SEAL}
+    return told | {SEAL: str(checksum(name + json.dumps(told)))}
+
+
+def is_whole(attrs: Mapping[str, Any], others: Mapping[str, Any], name: str = "") -> bool:
+    """Whether attributes are as they were sealed for the array of that name, or for a folder.
+
+    Earlier versions sealed none: attributes without a seal are whole if the `others` of their folder have none either.
+    """
+    return attrs[SEAL] == sealed(attrs, name)[SEAL] if SEAL in attrs else SEAL not in others

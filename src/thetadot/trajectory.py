@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .stored import checksum, compressors, made_aside
+from .stored import SEAL, as_path, checksum, compressors, is_whole, made_aside, sealed
 from .trees import from_outline, named_leaves
 
 if TYPE_CHECKING:
@@ -129,18 +129,19 @@ class Trajectory(eqx.Module):
             "provenance": json.dumps(self.provenance),
             "checksums": json.dumps({name: checksum(values) for name, values in arrays.items()}),
         }
-        return told | {"checksum": _checksum_of(told)}
+        return sealed(told)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the trajectory as a Zarr folder, all of it or nothing, which `xarray.open_zarr` opens too.
 
         Raises:
+            ValueError: `path` is not a path.
             FileExistsError: `path` is there already.
             OSError: the folder cannot be written; what was begun is removed.
         """
         import zarr  # and not xarray, which takes pandas and most of a second to import
 
-        path = Path(path)
+        path = as_path(path, "save(path=...)")
         if path.exists():
             raise FileExistsError(f"`{path}` exists: remove it, or save under another name.")
         with made_aside(path) as folder:
@@ -165,23 +166,23 @@ def load(path: str | os.PathLike, like: PyTree = None) -> Trajectory:
     """
     import zarr
 
-    path = Path(path)
+    path = as_path(path, "load(path=...)")
     if not path.is_dir():
         raise ValueError(f"`{path}` is not a saved trajectory: no such folder.")
     try:
         group = zarr.open_group(path, mode="r")
-        told = {str(name): str(text) for name, text in group.attrs.items()}
+        told: dict[str, Any] = dict(group.attrs)
     except Exception as error:  # zarr raises a dozen kinds
         raise ValueError(f"`{path}` is not a saved trajectory, or its `zarr.json` is damaged: {error}") from error
+    if not is_whole(told, {}):
+        raise ValueError(f"`{path}` is damaged: its `zarr.json` is not as it was written. {_COPY_AGAIN}")
     if "series" not in told:
         raise ValueError(f"`{path}` is not a saved trajectory: it has no list of series.")
-    if "checksum" not in told:
+    if SEAL not in told:
         raise ValueError(
             f"`{path}` is not a saved trajectory of this version, but of an earlier one or damaged: it has no "
             "checksums. Save the flow anew; `xarray.open_zarr` shows what is in the folder."
         )
-    if _checksum_of(told) != told["checksum"]:
-        raise ValueError(f"`{path}` is damaged: its `zarr.json` is not as it was written. {_COPY_AGAIN}")
     arrays = {name: _read(path, group, name, crc) for name, crc in json.loads(told["checksums"]).items()}
     outline = json.loads(told["params1"])
     params1 = {name: jnp.asarray(values) for name, values in arrays.items() if name.split(".")[0] == _PARAMS}
@@ -206,11 +207,6 @@ def _read(path: Path, group: "zarr.Group", name: str, expected: int) -> np.ndarr
     if checksum(values) != expected:
         raise ValueError(f"`{path}` is damaged: a file of `{name}` is missing or altered. {_COPY_AGAIN}")
     return values
-
-
-def _checksum_of(told: dict[str, str]) -> str:
-    """Of all attributes of the folder but itself."""
-    return str(checksum(json.dumps({name: told[name] for name in sorted(told) if name != "checksum"})))
 
 
 def _quoted(name: str) -> str:

@@ -2,6 +2,7 @@
 
 | module | holds |
 |---|---|
+| `asked` | arguments that make no sense |
 | `grid`, `names` | the axes and their points; what they and the measurements may be called |
 | `job` | what is asked for, and what one point solves |
 | `lane` | one point: make, solve, measure |
@@ -10,6 +11,7 @@
 | `order` | which lane is next: long ones first |
 | `engines` | what runs the lanes: threads, devices, executors |
 | `leaving` | what an interrupted scan cannot leave at once |
+| `head` | what a store says of the scan that it holds |
 | `store` | the Zarr group that lanes are kept in |
 | `writer` | the thread that writes lanes to it as they finish |
 | `checks`, `damage` | what a lane held when it was written, and what a store has lost since |
@@ -20,7 +22,6 @@
 """
 
 import contextlib
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -31,22 +32,19 @@ from typing import TYPE_CHECKING, Any
 
 import diffrax as dfx
 import jax
-import numpy as np
 
-from ..engine import STANDING, check_rtol
 from ..problem import Observable
-from ..scalars import check_count, check_positive, is_number
-from ..solvers import choose_solver
-from .damage import check_damage, mend
+from ..stored import as_path
+from .asked import check_choice, check_make, check_measure, check_settings, check_stop
+from .damage import DAMAGED, check_damage, mend
 from .describe import attributes, details, name_of, variables
 from .engines import Lanes, choose_engine
-from .grid import Axes, check_grid, point_at
+from .grid import check_grid, point_at
 from .identity import identified, idle_axes, parts
 from .job import Job, made, varies
 from .keep import forget
 from .lane import STATS
 from .lock import working
-from .names import check_names
 from .resume import CHANGED, reopen, settle
 from .store import PENDING, Layout, open_store, pending, read, renew, statuses
 from .tally import Count, Tally, counting
@@ -150,22 +148,19 @@ def scan(
         OSError: the store cannot be written, or another process is writing it; the lanes finished before are safe.
         KeyboardInterrupt: after Ctrl-C, with the finished lanes in the store.
     """
-    for name, given in (("measure", measure), ("observables", observables or {})):
-        if not isinstance(given, Mapping):
-            raise ValueError(f"`scan({name}=...)` must be a dict of names; got {type(given).__name__}.")
-    axes, observables = check_grid(grid), dict(observables or {})
-    crossings, functions = _check_measure(measure, axes, observables)
-    _check_settings(t1, solver, rtol, max_steps, changed)
-    if stop is not None and stop not in crossings:
-        raise ValueError(
-            f"`stop`={stop!r} must name a crossing in `measure`; there is {', '.join(crossings) or 'none'}."
-        )
+    path = None if store is None else as_path(store, "scan(store=...)")
+    check_make(make)
+    axes, observables = check_grid(grid), {} if observables is None else observables
+    crossings, functions = check_measure(measure, axes, observables)
+    check_settings(t1, solver, rtol, errors, max_steps)
+    check_choice(changed, CHANGED, "changed")
+    check_choice(damaged, DAMAGED, "damaged")
+    check_stop(stop, crossings)
     x64 = bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
     rtol = rtol if varies(rtol) else float(rtol)  # pyright: ignore[reportArgumentType]
-    job = Job(make, axes, t1, crossings, functions, observables, solver, rtol, errors, max_steps, x64, stop)
+    job = Job(make, axes, t1, crossings, functions, {**observables}, solver, rtol, bool(errors), max_steps, x64, stop)
     loss = _loss_name(job)
     run = choose_engine(engine, executor, job)
-    path = None if store is None else Path(store)
     about = variables(job)
     job, trusted = identified(job)
     attrs = attributes(job, loss) | {"trusted_by_name": trusted}
@@ -229,46 +224,6 @@ def _written(job: Job, count: Count, lane: int, status: str) -> None:
     if job.folder is not None:
         forget(job.folder, lane)
     count.written(status)
-
-
-def _check_measure(measure: Mapping[str, Any], axes: Axes, observables: Mapping) -> tuple[dict, dict]:
-    """(crossings, functions of the trajectory), or a ValueError."""
-    functions = {name: what for name, what in measure.items() if callable(what)}
-    crossings = {name: tuple(what) for name, what in measure.items() if name not in functions}
-    for name, crossing in crossings.items():
-        if len(crossing) not in (2, 3) or crossing[2:] not in ((), ("up",), ("down",)):
-            raise ValueError(
-                f"`measure[{name!r}]` must be (observable, level), (observable, level, 'up' | 'down') or a function of "
-                f"the trajectory; got {crossing!r}."
-            )
-        if crossing[0] not in (known := {*STANDING, *observables}):
-            raise ValueError(f"`measure[{name!r}]` watches {crossing[0]!r}, not among {', '.join(sorted(known))}.")
-        if not varies(crossing[1]):
-            crossings[name] = crossing[0], _level(name, crossing[1]), *crossing[2:]
-    check_names(axes, crossings, functions)
-    return crossings, functions
-
-
-def _level(name: str, level: Any) -> float:
-    if not is_number(level):
-        raise ValueError(
-            f"`measure[{name!r}]` needs a level that is a number, or a function of the point; got {level}."
-        )
-    if math.isnan(level):
-        raise ValueError(f"`measure[{name!r}]` has the level NaN, which no value passes or reaches.")
-    return float(level)
-
-
-def _check_settings(t1, solver, rtol, max_steps, changed) -> None:
-    if not varies(rtol):
-        check_rtol(rtol, np.dtype(float))
-    if not varies(solver):
-        choose_solver(solver, np.asarray(1e-6))
-    if changed not in CHANGED:
-        raise ValueError(f"`scan(changed=...)` must be one of {', '.join(CHANGED)}; got {changed!r}.")
-    if not callable(t1):
-        check_positive(t1, "scan(t1=...)", "time or a function of the point")
-    check_count(max_steps, "scan(max_steps=...)")
 
 
 def _loss_name(job: Job) -> str | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..stored import is_whole
 from .checks import lane_checksums
 from .grid import point_at, shape_of
 from .store import CHECKSUM, IDENTITY, IN_PROGRESS, MISSING, PENDING, Layout, chunks_of, make
@@ -20,6 +21,9 @@ from .writer import take_back
 
 if TYPE_CHECKING:
     import zarr
+
+DAMAGED = ("refuse", "redo")
+"""What to do with a store that is damaged."""
 
 _TOLD = 3  # lanes, by their points
 
@@ -83,8 +87,6 @@ def check_damage(group: "zarr.Group", path: Path | None, layout: Layout, damaged
     Raises:
         ValueError: it would have to be, and `damaged` is not "redo".
     """
-    if damaged not in ("refuse", "redo"):
-        raise ValueError(f"`scan(damaged=...)` must be 'refuse' or 'redo'; got {damaged!r}.")
     damage = None if path is None else find_damage(group, path, layout)
     if path is not None and damage and damaged == "refuse":
         raise ValueError(damage.told(path, layout))
@@ -133,7 +135,7 @@ def _opened(group: "zarr.Group", path: Path, layout: Layout) -> tuple[dict[str, 
     for name in layout.names:
         try:
             array: Any = group[name]
-            if not _is_its_own(array, name, layout):
+            if not (_is_its_own(array, name, layout) and is_whole(array.attrs, group.attrs, name)):
                 raise ValueError
             arrays[name] = array
         except Exception:  # zarr raises a dozen kinds
@@ -141,7 +143,10 @@ def _opened(group: "zarr.Group", path: Path, layout: Layout) -> tuple[dict[str, 
                 described.add(name)
     for name, values in layout.axes.items():
         try:
-            same = np.array_equal(np.asarray(group[name][...]).astype(values.dtype), values)  # pyright: ignore
+            axis: Any = group[name]
+            same = axis.metadata.dimension_names == (name,) and np.array_equal(
+                np.asarray(axis[...]).astype(values.dtype), values
+            )
         except Exception:
             same = False
         if not same:

@@ -254,7 +254,7 @@ ENGINES: dict[str, Engine] = {"threads": threads, "batches": batches}
 
 def choose_engine(engine: str, executor, job: Job) -> Engine:
     """The engine of that name, or the workers of an executor. "auto" chooses by the device and the solver."""
-    if engine != "auto" and engine not in ENGINES:
+    if engine not in ["auto", *ENGINES]:
         raise ValueError(f"unknown engine {engine!r}: choose one of auto, {', '.join(ENGINES)}.")
     if executor is not None:
         if not isinstance(executor, Executor):

@@ -8,7 +8,7 @@ import numpy as np
 from ..identity.library import environment
 from .identity import MADE, identity_at, is_program, parts
 from .job import Job
-from .store import IDENTITY, PENDING, Layout
+from .store import IDENTITY, PENDING, Layout, tell
 from .writer import rename, take_back, write
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _listed(words: Iterable[str]) -> str:
 def reopen(group: "zarr.Group", layout: Layout, job: Job, settled: Settled) -> None:
     """Makes changed lanes of a store wait again, without their numbers, and notes the functions of trusted ones."""
     here = {str((job.shared or {})["environment"]): environment()}
-    group[IDENTITY].update_attributes({"environments": _environments(group) | here})
+    tell(group[IDENTITY], {"environments": _environments(group) | here})
     rename(group, layout, settled.trusted)
     take_back(group, layout, settled.again)
     write(group, layout, [(lane, {"status": PENDING}) for lane in settled.again])

@@ -3,7 +3,8 @@
 A lane is finished once its `status` is written, which is the last thing written. Every chunk is replaced as a whole, so
 a process that is killed at any moment leaves finished lanes as they were. The group is made beside its place and moved
 there, so there is no half-made store. Every chunk of `status` is there from the beginning, and every lane has a
-checksum of all that it left behind, so that what is missing is told from what was not reached (see `damage`).
+checksum of all that it left behind, so that what is missing is told from what was not reached (see `damage`). So has
+every group and array, of what it says of itself.
 """
 
 import json
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..stored import compressors, made_aside
+from ..stored import SEAL, compressors, is_whole, made_aside, sealed
 from .grid import Axes, chunk_shape, shape_of
+from .head import CONFIGURATION, Head, read_head
 
 if TYPE_CHECKING:
     import xarray as xr  # half a second, and another half for zarr: imported where they are used
@@ -38,8 +40,10 @@ IDENTITY = "lane_identity"
 IN_PROGRESS = "_in_progress"
 """The group in the store that holds, while it is written, its lock and what belongs to lanes in progress."""
 
+OTHER = "holds another scan"
+"""What is said of a store whose grid or names are not those asked for."""
+
 _CHUNK = 512  # lanes, at most
-_COPY = "configuration"  # the attribute of the group that its status has too
 
 Attributes = dict[str, Any]
 
@@ -63,10 +67,11 @@ def open_store(path: Path | None, layout: Layout, mends: bool = False) -> "zarr.
     """The store at `path`, made if it is not there, or one in memory.
 
     Of several processes that make one store at once, one does, and the others open it. With `mends`, a store that has
-    lost the file that says of which scan it is gets another, if its status says the same.
+    lost the file that says of which scan it is, or whose file is damaged, gets another if its status says the same.
 
     Raises:
-        ValueError: what is there is not a store, or has another grid or other names, or is of another version.
+        ValueError: what is there is not a store, or has another grid or other names, or is of another version, or
+            does not say so any more.
         OSError: it cannot be made.
     """
     import zarr
@@ -76,17 +81,12 @@ def open_store(path: Path | None, layout: Layout, mends: bool = False) -> "zarr.
         return make(MemoryStore(), layout)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         _make_aside(path, layout)
-    if mends and _is_headless(path, layout):
-        _give_head(path, layout)
-    try:
-        group = zarr.open_group(_only(path, layout), mode="r+")
-        there = json.loads(group.attrs[_COPY])  # pyright: ignore[reportArgumentType]
-    except Exception as error:  # zarr raises a dozen kinds
-        raise ValueError(
-            f"`{path}` is there and is not the store of a scan{_or_damaged(path)}: give another `store`."
-        ) from error
-    if differences := _differences(there, json.loads(layout.attrs[_COPY])):
-        raise ValueError(f"`{path}` holds another scan: {'; '.join(differences)}. Give another `store`.")
+    head = read_head(path, mends)
+    if differences := _differences(head.configuration, json.loads(layout.attrs[CONFIGURATION])):
+        raise ValueError(f"`{path}` {OTHER}: {'; '.join(differences)}. Give another `store`.")
+    if head.is_copy:
+        _give_head(path, layout, head)
+    group = zarr.open_group(_only(path, layout), mode="r+")
     if _is_of_another_version(group, layout):
         raise ValueError(
             f"`{path}` was made by another version of thetadot and does not say what its lanes solve: give another "
@@ -98,39 +98,25 @@ def open_store(path: Path | None, layout: Layout, mends: bool = False) -> "zarr.
 def _is_of_another_version(group: "zarr.Group", layout: Layout) -> bool:
     """Whether it knows neither checksums nor identities, or other ones; what has lost one of them is damaged."""
     try:
-        return group[IDENTITY].attrs.get("parts") != list(layout.parts)
+        attrs = group[IDENTITY].attrs
     except Exception:  # it is not there, or cannot be read
         return CHECKSUM not in group
+    return is_whole(attrs, group.attrs, IDENTITY) and attrs.get("parts") != list(layout.parts)
 
 
-def _is_headless(path: Path, layout: Layout) -> bool:
-    """Whether a store has lost nothing but what says that it is one: its status says of which scan it is."""
-    copy = (_text(path / "status" / "zarr.json") or {}).get("attributes", {}).get(_COPY)
-    return (
-        _text(path / "zarr.json") is None
-        and bool(copy)
-        and not _differences(*map(json.loads, (copy, layout.attrs[_COPY])))
-    )
+def _give_head(path: Path, layout: Layout, copy: Head) -> None:
+    import zarr
 
-
-def _give_head(path: Path, layout: Layout) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        make(Path(scratch) / "new", layout)
+        attrs = sealed(layout.attrs) if SEAL in copy.attrs else layout.attrs
+        zarr.create_group(Path(scratch) / "new", attributes=attrs)
         os.replace(Path(scratch) / "new" / "zarr.json", path / "zarr.json")
 
 
-def _text(file: Path) -> dict | None:
-    """What a JSON file says, if it can be read."""
-    try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _or_damaged(path: Path) -> str:
-    there = (path / "status").is_dir()
-    fix = "copy that again from where it is whole, or pass damaged='redo'"
-    return f", or its `zarr.json` is missing or damaged ({fix})" if there else ""
+def tell(node: "zarr.Group | zarr.Array", attrs: Attributes) -> None:
+    """Lets a group or an array say something of itself. A store of an earlier version stays without seals."""
+    told = {**node.attrs, **attrs}
+    node.update_attributes(sealed(told, node.basename) if SEAL in told else told)
 
 
 def _only(path: Path, layout: Layout) -> Any:
@@ -166,25 +152,32 @@ def make(place: Any, layout: Layout) -> "zarr.Group":
     """A new store without a lane."""
     import zarr
 
-    group, axes = zarr.create_group(place, attributes=layout.attrs), layout.axes
+    group, axes = zarr.create_group(place, attributes=sealed(layout.attrs)), layout.axes
     for name, values in axes.items():
         dtype = str if values.dtype.kind == "U" else values.dtype
         options: Any = {"shape": values.shape, "dtype": dtype, "dimension_names": (name,)}
         group.create_array(name, compressors=compressors(), **options)[:] = values
     for name, about in layout.numbers.items():
-        add(group, name, (), axes).update_attributes(about)
-    add(group, CHECKSUM, (), axes, "uint32", 0).update_attributes({"long_name": "CRC-32 of all that the lane holds"})
+        add(group, name, (), axes, about=about)
+    add(group, CHECKSUM, (), axes, "uint32", 0, {"long_name": "CRC-32 of all that the lane holds"})
     told = {"long_name": "what the lane solved: a number for each of parts", "parts": list(layout.parts)}
-    add(group, IDENTITY, (len(layout.parts),), axes, "uint64", 0).update_attributes(told)
+    add(group, IDENTITY, (len(layout.parts),), axes, "uint64", 0, told)
     add(group, "result", (), axes, str, "")
-    status = add(group, "status", (), axes, str, MISSING)
-    status.update_attributes({_COPY: layout.attrs[_COPY]})
+    status = add(group, "status", (), axes, str, MISSING, {CONFIGURATION: layout.attrs[CONFIGURATION]})
     status[...] = np.full(status.shape, PENDING, object)
     return group
 
 
-def add(group: "zarr.Group", name: str, inner: tuple[int, ...], axes, dtype: Any = "float64", fill: Any = np.nan):
-    """A variable over the grid, with dimensions `<name>_0`, … of its own."""
+def add(
+    group: "zarr.Group",
+    name: str,
+    inner: tuple[int, ...],
+    axes: Axes,
+    dtype: Any = "float64",
+    fill: Any = np.nan,
+    about: Mapping[str, Any] | None = None,
+) -> "zarr.Array":
+    """A variable over the grid that says `about` itself, with dimensions `<name>_0`, … of its own."""
     shape = shape_of(axes)
     return group.create_array(
         name,
@@ -194,6 +187,7 @@ def add(group: "zarr.Group", name: str, inner: tuple[int, ...], axes, dtype: Any
         fill_value=fill,
         dimension_names=(*axes, *(f"{name}_{i}" for i in range(len(inner)))),
         compressors=compressors(),
+        attributes=sealed(about or {}, name),
     )
 
 
@@ -216,17 +210,17 @@ def _is_of_grid(key: str) -> bool:
 def _versus(there, here) -> str:
     if isinstance(there, list) and isinstance(here, list):
         if len(there) != len(here):
-            return f"has {len(there)} values there and {len(here)} here"
+            return f"has {len(there)} value{'s' * (len(there) > 1)} there and {len(here)} here"
         there, here = next((a, b) for a, b in zip(there, here, strict=True) if a != b)
     return f"is {there!r} there and {here!r} here"
 
 
 def renew(group: "zarr.Group", layout: Layout) -> None:
     """Lets a store tell of the scan that writes it now."""
-    group.update_attributes(layout.attrs)
-    group["status"].update_attributes({_COPY: layout.attrs[_COPY]})
+    tell(group, layout.attrs)
+    tell(group["status"], {CONFIGURATION: layout.attrs[CONFIGURATION]})
     for name, about in layout.numbers.items():
-        group[name].update_attributes(about)
+        tell(group[name], about)
 
 
 def pending(group: "zarr.Group") -> list[int]:
@@ -251,6 +245,8 @@ def read(group: "zarr.Group", axes: Axes, variables: Sequence[str]) -> "xr.Datas
     import xarray as xr
 
     ds = xr.open_zarr(group.store, consolidated=False, chunks=None)
+    for told in (ds.attrs, *(variable.attrs for variable in ds.variables.values())):
+        told.pop(SEAL, None)
     words = {name: ds[name].astype(object) for name in map(str, ds.variables) if ds[name].dtype.kind == "T"}
     ds = ds.assign_coords({name: word for name, word in words.items() if name in ds.coords})
     ds = ds.assign({name: word for name, word in words.items() if name not in ds.coords})
