@@ -1,10 +1,12 @@
 """What meets a flow within a step: kinks that are reached, and slides that end."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ..arrays import Array
 from .field import HostSwitchedField
 
 _LOOKS = np.linspace(0, 1, 17)  # shares of a step at which a switching value is followed
@@ -61,8 +63,8 @@ def reached(before: Look, after: Look, h: float, slides, scales: Float[np.ndarra
     kinks = np.flatnonzero(suspects)
     if not kinks.size:
         return shares
-    ends = [part[kinks] for part in (before.margins, before.slopes * h, after.margins, after.slopes * h)]
-    path = _cubics(_LOOKS[:, None], *ends)  # (looks, kinks)
+    follow = hermite(*(part[kinks] for part in (before.margins, before.slopes * h, after.margins, after.slopes * h)))
+    path = follow(_LOOKS[:, None])  # (looks, kinks)
     outside = path < -tiny[kinks]
     outside[-1] = after.margins[kinks] < -tiny[kinks]
     outside[0] = False
@@ -73,15 +75,15 @@ def reached(before: Look, after: Look, h: float, slides, scales: Float[np.ndarra
     low = np.where(first > 0, _LOOKS[first - 1], 0.0)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        inside = _cubics(middle, *ends) > 0
+        inside = follow(middle) > 0
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     shares[kinks] = np.where(found, high, np.inf)
     return shares
 
 
-def _cubics(x, v0, d0, v1, d1):
-    """The cubics with values v and slopes d at 0 and 1."""
-    return (1 + 2 * x) * (1 - x) ** 2 * v0 + x * (1 - x) ** 2 * d0 + x**2 * (3 - 2 * x) * v1 + x**2 * (x - 1) * d1
+def hermite(v0: Array, d0: Array, v1: Array, d1: Array) -> Callable[[Array], Array]:
+    """The cubic with values v and slopes d at 0 and 1."""
+    return lambda x: (1 + 2 * x) * (1 - x) ** 2 * v0 + x * (1 - x) ** 2 * d0 + x**2 * (3 - 2 * x) * v1 + x**2 * (x - 1) * d1
 
 
 def over(look: Look, rtol: float) -> Bool[np.ndarray, " S"]:

@@ -195,7 +195,7 @@ class HostSwitchedField:
         self._programs = _programs(problem.loss_fn, flow.layout, shapes, flow.light)
         self._plain, self._data, self._stretch = plain, problem.data, flow.stretch
         self._constant: dict[int, np.ndarray] = {}  # kink -> its normal, in these states
-        self.noise = 0.0
+        self.noise = self.loss_noise = 0.0  # what rounding of θ makes of ‖f‖, and of L
         self.enter(Mode(np.zeros(self.switches.size, bool), ()))
 
     def enter(self, mode: Mode, is_free: bool = False) -> None:
@@ -208,7 +208,9 @@ class HostSwitchedField:
 
     def settle(self, y: Float[Array, " P"]) -> None:
         """Prepares for points near y, which lies on the slides."""
-        self.noise = float(np.linalg.norm(self.force(nudged(y)) - self.force(y)))
+        near, here = self.moving(nudged(y)), self.moving(y)
+        self.noise = float(np.linalg.norm(near[2] - here[2]))
+        self.loss_noise = abs(float(near[0] - here[0])) + float(np.finfo(y.dtype).eps * abs(here[0]))
         slides = self.mode.slides
         if slides:
             normals = self.normals(y, slides)
@@ -231,6 +233,11 @@ class HostSwitchedField:
                 velocity = force - mu @ self._normals
             self._known = y.copy(), (loss, velocity, force, g, mu)
         return self._known[1]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether nothing is slid on, or only kinks with constant normals."""
+        return not self.mode.slides or self._normals is not None
 
     def nearest(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
         """The nearest point on the kinks that are slid on, by Newton's method."""

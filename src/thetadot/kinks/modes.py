@@ -16,10 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from .corners import are_too_many, group_of
 from .events import jumps_at
 from .field import HostSwitchedField, Mode
 
 _NO_JUMP = 1e-11  # of the field: below it a switch is no kink, as that of elu
+_NOISE = 100  # times what rounding makes of the loss is none
+_STILL = 1e-7  # of the field
 _ROUNDS = 4
 _RAISED = 1e-7  # of the loss: more, from one side of a kink to the other, is a jump of the loss
 
@@ -28,7 +31,8 @@ class Way(NamedTuple):
     """How a flow goes on."""
 
     mode: Mode
-    settled: bool  # whether the field, once there, leads where the mode says
+    is_settled: bool  # whether the field, once there, leads where the mode says
+    resting: tuple[int, ...] = ()  # kinks that meet where a part of the flow comes to rest
 
 
 class LossJumps(Exception):
@@ -51,6 +55,8 @@ def way_on(
     force, jumps, normals = field.force(y), jumps_at(field, y, kinks), field.normals(y, kinks)
     _check_loss(field, y, kinks, jumps, normals)
     size = np.linalg.norm(force) + max((np.linalg.norm(jump) for jump in jumps), default=0.0)
+    if (rest := _rest(field.mode, kinks, hits, force, jumps, normals)) is not None:
+        return rest
     new, off, free = states.copy(), force.copy(), []
     for place, k in enumerate(kinks):
         jump, strength = jumps[place], -(jumps[place] @ normals[place])
@@ -69,7 +75,22 @@ def way_on(
         if 0 < share < 1:
             kept.append(k)
         new[k] = share > 0.5
-    return _settled(field, y, Mode(new, tuple(kept)), kinks, size)
+    settled = _settled(field, y, Mode(new, tuple(kept)), kinks, size)
+    return Way(settled or Mode(new, ()), settled is not None)
+
+
+def _rest(mode: Mode, kinks: list[int], hits: Collection[int], force, jumps, normals) -> Way | None:
+    """To rest where more kinks meet than there are directions, if with all of them off nothing moves there."""
+    group = group_of([kinks.index(k) for k in hits], normals) if hits else []
+    if len(group) < 2 or not are_too_many(normals[group]):
+        return None
+    met = [kinks[i] for i in group]
+    off = force - mode.states[met] @ jumps[group]
+    if np.linalg.norm(normals[group] @ off) > _STILL * np.linalg.norm(normals[group]) * np.linalg.norm(force):
+        return None
+    states = mode.states.copy()
+    states[met] = False
+    return Way(Mode(states, tuple(k for k in mode.slides if k not in met)), True, tuple(met))
 
 
 def _check_loss(field: HostSwitchedField, y, kinks: list[int], jumps, normals) -> None:
@@ -77,7 +98,7 @@ def _check_loss(field: HostSwitchedField, y, kinks: list[int], jumps, normals) -
     loss, _, _, g, _ = field.moving(y)
     apart = np.abs(field.sides(y, kinks)[0] - loss)
     away = np.abs(g[kinks]) / np.maximum(np.linalg.norm(normals, axis=1), 1e-300)
-    if np.any(apart > 4 * np.linalg.norm(jumps, axis=1) * away + _RAISED * abs(loss)):
+    if np.any(apart > 4 * np.linalg.norm(jumps, axis=1) * away + _RAISED * abs(loss) + _NOISE * field.loss_noise):
         raise LossJumps
 
 
@@ -96,8 +117,8 @@ def _least(off: Float[np.ndarray, " P"], jumps: Float[np.ndarray, "S P"]) -> Flo
     return np.where(shares > 1 - 1e-12, 1.0, np.where(shares < 1e-12, 0.0, shares))
 
 
-def _settled(field: HostSwitchedField, y, mode: Mode, kinks: list[int], size: float) -> Way:
-    """The mode, with sides that the field does not lead to exchanged, as far as this comes to an end."""
+def _settled(field: HostSwitchedField, y, mode: Mode, kinks: list[int], size: float) -> Mode | None:
+    """The mode, with sides that the field does not lead to exchanged, if this comes to an end."""
     before, was_free = field.mode, field.is_free
     for _ in range(_ROUNDS):
         field.enter(mode)
@@ -112,7 +133,6 @@ def _settled(field: HostSwitchedField, y, mode: Mode, kinks: list[int], size: fl
             break
         mode = mode.flipped(wrong)
     else:
-        field.enter(before, was_free)
-        return Way(mode, False)
+        mode = None
     field.enter(before, was_free)
-    return Way(mode, True)
+    return mode

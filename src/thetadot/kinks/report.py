@@ -4,8 +4,6 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
-
 from .field import Mode
 from .switches import Switches
 
@@ -23,7 +21,7 @@ class KinkReport:
         self.slides: list[list] = []  # [from, until, kink]
         self.forks: list[tuple[float, str]] = []
         self.error = 0.0  # of steps over kinks, relative to ‖θ‖
-        self.jumps_at: float | None = None
+        self.jump: float | None = None  # where the loss itself has jumped
         self._open: dict[int, int] = {}
 
     def changed(self, t: float, before: Mode, after: Mode, hits: Collection[int]) -> None:
@@ -34,7 +32,7 @@ class KinkReport:
         for kink in now - was:
             self._open[kink] = len(self.slides)
             self.slides.append([t, t, kink])
-        self.num_crossings += int(np.sum(before.states != after.states)) if before.states.shape == after.states.shape else 0
+        self.num_crossings += sum(bool(before.states[k] != after.states[k]) for k in hits if k not in now)
 
     def until(self, t: float) -> None:
         """Slides that are not over have lasted until t."""
@@ -45,9 +43,10 @@ class KinkReport:
         """From t on the flow is not unique."""
         self.forks.append((t, f"{self.name(kink)}: {why}"))
 
-    def stepped_over(self, error: float) -> None:
-        """A step over kinks that were not located."""
+    def stepped_over(self, error: float, num_kinks: int) -> None:
+        """A step over so many kinks that were not located, which may have erred by so much."""
         self.error += error
+        self.num_crossings += num_kinks
 
     def name(self, kink: int) -> str:
         """A switch in words: the primitive, and where in its array."""
