@@ -1,6 +1,6 @@
 """What meets a flow within a step: kinks that are reached, and slides that end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from .field import HostSwitchedField
 _LOOKS = np.linspace(0, 1, 17)  # shares of a step at which a switching value is followed
 _ROUNDING = 1e-13  # of the largest switching value of a site
 _HALVINGS = 30
+_NEWTON = 4
+_EXACT = 1e-11
 
 
 class Look(NamedTuple):
@@ -28,26 +30,38 @@ class Look(NamedTuple):
 def look(field: HostSwitchedField, y: Float[np.ndarray, " P"]) -> Look:
     """The kinks at y, in the mode of the field.
 
-    On kink k the velocity jumps from the off- to the on-side by −c n, and (1 − λ) f_off + λ f_on = f − μ n gives
-    λ = s + μ/c, with s = 1 if f is that of the on-side and 0 else.
+    On the slides the velocity is that of shares λ of the on-sides for which −∇L has no component across any of them,
+    Gᵀ f(λ) = 0: linear in λ where no kink lies within another, as in one hidden layer, and linear in each λ always.
     """
     states, slides = field.mode
-    _, velocity, _, g, mu = field.moving(y)
+    _, velocity, _, g, _ = field.moving(y)
     sides = np.where(states, 1.0, -1.0)
     speeds = field.speeds(y, velocity)
     shares, strengths = np.zeros(0), np.zeros(0)
     if slides:
-        sizes = np.linalg.norm(field.normals(y, slides), axis=1)
-        strengths = -np.sum(jumps_at(field, y, slides) * field.normals(y, slides), axis=1) / np.maximum(sizes, 1e-300)
-        shares = states[list(slides)] + mu * sizes / np.where(strengths == 0, 1e-300, strengths)
+        normals = field.normals(y, slides)
+        units = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
+        for _ in range(_NEWTON):
+            jumps = jumps_at(field, y, slides)
+            across = units @ field.mixed(y, field.shares)
+            if np.linalg.norm(across) <= _EXACT * np.linalg.norm(jumps):
+                break
+            change = np.linalg.lstsq(units @ jumps.T, -across, rcond=_EXACT)[0]
+            field.shares[list(slides)] += np.clip(change, -1, 1)
+        shares, strengths = field.shares[list(slides)].copy(), -np.sum(jumps * units, axis=1)
+        field.shares[list(slides)] = np.clip(shares, 0, 1)
     return Look(y, sides * g, sides * speeds, shares, strengths, field.noise)
 
 
-def jumps_at(field: HostSwitchedField, y: Float[np.ndarray, " P"], kinks) -> Float[np.ndarray, "S P"]:
-    """f_on − f_off of each of these kinks, the others held."""
-    kinks = list(kinks)
-    signs = np.where(field.mode.states[kinks], -1.0, 1.0)
-    return signs[:, None] * (field.sides(y, kinks)[1] - field.force(y))
+def jumps_at(
+    field: HostSwitchedField,
+    y: Float[np.ndarray, " P"],
+    kinks: Collection[int],
+    shares: Float[np.ndarray, " K"] | None = None,
+) -> Float[np.ndarray, "S P"]:
+    """f_on − f_off of each of these kinks, the other switches in their shares, if no others are given."""
+    forces = field.sides(y, list(kinks), field.shares if shares is None else shares)[1]
+    return forces[:, 1] - forces[:, 0]
 
 
 def reached(before: Look, after: Look, h: float, slides, scales: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:

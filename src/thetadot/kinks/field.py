@@ -144,7 +144,8 @@ class Programs(NamedTuple):
     products: Callable  # (data, stretch, y, mode, rows) -> ∂θ'/∂θ times each of these
     speeds: Callable  # (data, stretch, y, mode, velocity) -> dg/dt
     normals: Callable  # (data, stretch, y, mode, kinks) -> ∇g_k
-    sides: Callable  # (data, stretch, y, mode, kinks) -> (L, −∇L) with one of these switches flipped, in one vector
+    sides: Callable  # (data, stretch, y, mode, shares, kinks) -> (L, −∇L, g) on both sides of each kink, (S, 2, 1 + P + K)
+    mixed: Callable  # (data, stretch, y, mode, shares) -> −∇L
 
 
 @lru_cache(maxsize=128)
@@ -170,16 +171,21 @@ def _programs(loss_fn, layout, shapes, light: bool) -> Programs:
     def normals(data, stretch, y, mode, kinks):
         return at(data, stretch, mode).normals(y, kinks)
 
-    def sides(data, stretch, y, mode, kinks):
-        states, *rest = mode
+    def force(data, stretch, y, mode, shares):
+        _, free, *rest = mode
+        return at(data, stretch, (shares, jnp.zeros_like(free), *rest)).force(y)
 
-        def other(k):
-            loss, force, _ = at(data, stretch, (states.at[k].set(~states[k]), *rest)).force(y)
-            return jnp.concatenate([loss[None], force])
+    def sides(data, stretch, y, mode, shares, kinks):
+        def side(k, share):
+            loss, force_k, g = force(data, stretch, y, mode, shares.at[k].set(share))
+            return jnp.concatenate([loss[None], force_k, g])
 
-        return jax.vmap(other)(kinks)
+        return jax.vmap(lambda k: jnp.stack([side(k, 0.0), side(k, 1.0)]))(kinks)
 
-    return Programs(*(compiler(fn) for fn in (moving, products, speeds, normals, sides)))
+    def mixed(data, stretch, y, mode, shares):
+        return force(data, stretch, y, mode, shares)[1]
+
+    return Programs(*(compiler(fn) for fn in (moving, products, speeds, normals, sides, mixed)))
 
 
 class HostSwitchedField:
@@ -204,6 +210,7 @@ class HostSwitchedField:
             self._constant = {}
         self.mode, self.is_free = mode, is_free
         self._known: tuple[np.ndarray, tuple] | None = None
+        self.shares = np.where(mode.states, 1.0, 0.0)
         self._normals, self._inverse = None, np.eye(filled(mode.slides)[0].size)
 
     def settle(self, y: Float[Array, " P"]) -> None:
@@ -271,11 +278,18 @@ class HostSwitchedField:
         room, _ = filled(kinks)
         return np.asarray(self._programs.normals(self._data, self._stretch, y, self._args(), room))[: len(kinks)]
 
-    def sides(self, y: Float[Array, " P"], kinks: Collection[int]) -> tuple[Float[Array, " S"], Float[Array, "S P"]]:
-        """(L, −∇L) with one switch after the other flipped, all others held."""
+    def sides(
+        self, y: Float[Array, " P"], kinks: Collection[int], shares: Float[np.ndarray, " K"]
+    ) -> tuple[Float[Array, "S 2"], Float[Array, "S 2 P"], Float[Array, "S 2 K"]]:
+        """(L, −∇L, g) off and on each of these kinks, the other switches in their `shares`."""
         room, _ = filled(kinks)
-        both = np.asarray(self._programs.sides(self._data, self._stretch, y, self._args(), room))[: len(kinks)]
-        return both[:, 0], both[:, 1:]
+        both = self._programs.sides(self._data, self._stretch, y, self._args(Mode(self.mode.states, ())), shares, room)
+        both = np.asarray(both)[: len(kinks)]
+        return both[:, :, 0], both[:, :, 1 : 1 + y.size], both[:, :, 1 + y.size :]
+
+    def mixed(self, y: Float[Array, " P"], shares: Float[np.ndarray, " K"]) -> Float[Array, " P"]:
+        """−∇L with all switches in their `shares`."""
+        return np.asarray(self._programs.mixed(self._data, self._stretch, y, self._args(Mode(self.mode.states, ())), shares))
 
     def value_and_grad(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"]]:
         """(L, −θ')."""

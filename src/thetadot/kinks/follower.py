@@ -24,6 +24,7 @@ _SLACK = 1e-3  # of rtol ‖θ‖: what a step over kinks may err by, to begin w
 _MOST_SLACK = 1e3
 _CALMING = 0.8  # from one step that passes to the next
 _CLEAR = 1e-2  # of the field, that its rounding may be where something is said of it
+_LANDINGS = 8  # in a step, each on an event before the last one
 _NONE = 1e-6  # of what is negligible: what an event without a jump adds to the error
 _SURE = 8  # kinks of a site without a jump, from which none of its kinks is expected to have one
 _STILL = 1e-9  # of a speed towards a kink, that is none
@@ -69,21 +70,30 @@ class Follower:
         if moved.num_accepted == state.num_accepted:
             return moved, told
         after, wanted = look(self.switched, moved.y), moved.step
-        met = prospect(self.switched, flow, self._here, after, float(moved.t - state.t), self._scales)
-        if not met.late or self._has_no_jump(met):
-            self.num_quiet, self._busy, self._covered = self.num_quiet + 1, 0, 0.0
-            self._wake(self._here, after, state, moved)
-            return self._moved(moved, look(self.switched, moved.y) if met.late else after), told
+        h0 = float(moved.t - state.t)
+        met = prospect(self.switched, flow, self._here, after, h0, self._scales)
         if len(met.heavy) > _MANY:
             self._slack = _SLACK
             return state, rows
         event = met.event
-        if not met.is_negligible:
+        if met.late and self._has_no_jump(met):
+            after, event = look(self.switched, moved.y), Event((), ())
+        for _ in range(_LANDINGS):
+            if met.is_negligible:
+                break
             moved, told, after, event = land(self.switched, flow, state, rows, self._here, met)
-            if not (event.hits or event.ended):
+            if after is None:
                 return moved, told
+            h = float(moved.t - state.t)  # a shorter step tells better what comes first
+            met = prospect(self.switched, flow, self._here, after, h, self._scales, met.allowed)
+            event = event.joined(met.event)
+        else:
+            return state._replace(step=np.asarray(met.h / 2, state.step.dtype)), rows
         self._wake(self._here, after, state, moved)
-        self._count(float(moved.t - state.t) / met.h)
+        if not (event.hits or event.ended):
+            self.num_quiet, self._busy, self._covered = self.num_quiet + 1, 0, 0.0
+            return self._moved(moved, after), told
+        self._count(float(moved.t - state.t) / h0)
         moved = self._go_on(flow, moved, event.hits, self._endings(moved, after, event))
         return moved._replace(step=np.maximum(moved.step, wanted / 2)), told
 
@@ -131,6 +141,8 @@ class Follower:
                     self.report.fork(float(state.t), min({*hits, *ended}), why)
                 self._slack = max(self._slack, _SLACK)
             self.switched.enter(way.mode)
+            slides = list(way.mode.slides)
+            self.switched.shares[slides] = way.shares[slides]
         self.report.changed(float(state.t), before, self.switched.mode, hits)
         y = self.switched.nearest(state.y)
         self.switched.settle(y)
@@ -196,7 +208,7 @@ class Follower:
             share = 0.0
             if last < 0 < now:
                 path = hermite(before.y, -h * state.grad, after.y, -h * moved.grad)
-                share = find_root(lambda x: self._pull(kinks, path(x)), 0.0, 1.0, last, now).x
+                share = find_root(lambda x: self._pull(kinks, path(x)), *map(np.float64, (0.0, 1.0, last, now))).x
             self._tell_if_awake(kinks, t + h * float(share))
 
     def _tell_if_awake(self, kinks: tuple[int, ...], t: float) -> None:

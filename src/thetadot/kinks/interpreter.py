@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from ..arrays import Array
 from ..problem import inner_jaxprs
-from .rules import RULES, SMOOTH, UNKNOWN
+from .rules import MASKS, RULES, SHAPES, SMOOTH, UNKNOWN
 
 _POSITIVE = {"exp", "exp2", "abs", "logistic", "square", "sqrt"}
 _KEEP_POSITIVE = {"add", "mul", "div", "reduce_sum", "dot_general", "broadcast_in_dim", "reshape", "transpose", "squeeze"}
@@ -37,7 +37,7 @@ class Switchboard:
         if self.held is None:
             return g > 0
         states, free = self.held[site]
-        return jnp.where(free, g > 0, states)
+        return jnp.where(free, g > 0, states)  # numbers, where the states are
 
     def apply(self, name: str, ins: Sequence[Array], literals: tuple, params: Any) -> Array:
         """The result of a primitive; the same comparison of the same arrays is one site."""
@@ -111,6 +111,7 @@ def evaluate(
         ins = [read(atom) for atom in equation.invars]
         move = [is_moving(atom) for atom in equation.invars]
         outs_matter = [atom in live for atom in equation.outvars]
+        takes_masks = any(_is_mask(atom, x) for atom, x in zip(equation.invars, ins, strict=True))
         counts = any(move) and any(outs_matter)
         name = equation.primitive.name
         if counts and name in UNKNOWN and _of_reals(equation):
@@ -125,8 +126,12 @@ def evaluate(
         elif counts and name in RULES and _of_reals(equation):
             keys = tuple(atom.val.item() if isinstance(atom, Literal) else id(x) for atom, x in zip(equation.invars, ins))
             outs, moved = [board.apply(name, ins, keys, equation.params)], [True]
-        elif counts and not _is_smooth(equation) and any(has_kinks(inner) for inner in inner_jaxprs(equation)):
+        elif counts and not _is_smooth(equation) and (
+            any(has_kinks(inner) for inner in inner_jaxprs(equation)) or (name in _CALLS and takes_masks)
+        ):
             outs, moved = _parts(equation, ins, move, board, outs_matter)
+        elif takes_masks:
+            outs, moved = _of_masks(equation, ins), [any(move)] * len(equation.outvars)
         else:
             outs, moved = _bound(equation, ins), [any(move)] * len(equation.outvars)
         write(equation.outvars, outs, moved)
@@ -140,6 +145,24 @@ def _live(jaxpr: Any, matters: Sequence[bool]) -> set:
         if equation.primitive.name != "stop_gradient" and any(atom in live for atom in equation.outvars):
             live |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
     return live
+
+
+def _is_mask(atom: Any, value: Any) -> bool:
+    """Whether a number in [0, 1] stands for a boolean."""
+    return atom.aval.dtype == jnp.bool_ and jnp.result_type(value) != jnp.bool_
+
+
+def _of_masks(equation: Any, ins: Sequence) -> list:
+    """The outputs of an equation, some of whose booleans are numbers."""
+    name, params = equation.primitive.name, equation.params
+    if name in MASKS:
+        return [MASKS[name](ins)]
+    if name in SHAPES:
+        return [equation.primitive.bind(*ins, **params)]
+    if name == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating):
+        return [ins[0].astype(params["new_dtype"])]
+    plain = [x > 0.5 if _is_mask(atom, x) else x for atom, x in zip(equation.invars, ins, strict=True)]
+    return _bound(equation, plain)
 
 
 def _is_positive(equation: Any, positive: set) -> bool:
@@ -252,4 +275,4 @@ def _cond(params: Any, ins: Sequence, move: Sequence[bool], board: Switchboard, 
 def _far(shape: jax.ShapeDtypeStruct, states: Array | None) -> Array:
     """Switching values of one, on the side of the states."""
     one = jnp.ones(shape.shape, shape.dtype)
-    return one if states is None else jnp.where(states, one, -one)
+    return one if states is None else jnp.where(states > 0, one, -one)

@@ -13,6 +13,8 @@ from .events import Look, jumps_at, look, over, reached
 from .field import HostSwitchedField
 
 _NEGLIGIBLE = 0.3  # of the tolerance: what may be added to the error of a step
+_MOVES = 0.01  # of a switching value: what a kink within another may change of it without being located
+_EXACT = 1e-9
 _LANDINGS = 12  # attempts
 _NARROW = 1e-6  # of the step, between which the end of a slide is known
 _AT_ONCE = 1e-6  # of the step: kinks that are met together
@@ -24,6 +26,10 @@ class Event(NamedTuple):
 
     hits: tuple[int, ...]  # kinks that are reached
     ended: tuple[int, ...]  # places of slides that are over
+
+    def joined(self, other: "Event") -> "Event":
+        """Both at once."""
+        return Event(tuple(sorted({*self.hits, *other.hits})), tuple(sorted({*self.ended, *other.ended})))
 
 
 class Prospect(NamedTuple):
@@ -56,67 +62,71 @@ class Prospect(NamedTuple):
         return [k for k, late in self.late.items() if late > self.allowed / len(self.late)]
 
 
-def prospect(field: HostSwitchedField, flow: Flow, before: Look, after: Look, h: float, scales) -> Prospect:
-    """What a step has met, whose ends look like this."""
+def prospect(field: HostSwitchedField, flow: Flow, before: Look, after: Look, h: float, scales, allowed=None) -> Prospect:
+    """What a step has met, whose ends look like this; `allowed` is that of a longer step, if it was shortened."""
     slides, y = field.mode.slides, after.y
     whens = reached(before, after, h, slides, scales)
     gone = np.flatnonzero(over(after, float(flow.controller.rtol))).tolist()
     hits = np.flatnonzero(np.isfinite(whens)).tolist()
     late = {}
     if hits:
-        sizes = np.linalg.norm(jumps_at(field, y, hits), axis=1) / np.sqrt(y.size)
-        late = {k: float((1 - whens[k]) * h * size) for k, size in zip(hits, sizes, strict=True)}
+        _, forces, values = field.sides(y, hits, field.shares)
+        sizes = np.linalg.norm(forces[:, 1] - forces[:, 0], axis=1) / np.sqrt(y.size)
+        moves = np.any(np.abs(values[:, 1] - values[:, 0]) > _MOVES * np.abs(after.margins) + _EXACT * scales, axis=1)
+        late = {k: float(np.inf if m else (1 - whens[k]) * h * size) for k, size, m in zip(hits, sizes, moves, strict=True)}
     late |= {slides[place]: _overdue(after, place, h) for place in gone}
     rounding = DisplacementController.floor * float(np.finfo(y.dtype).eps) * float(rms(y))
-    allowed = _NEGLIGIBLE * (float(flow.controller.rtol) * float(rms(y - before.y)) + rounding)
+    allowed = allowed or _NEGLIGIBLE * (float(flow.controller.rtol) * float(rms(y - before.y)) + rounding)
     return Prospect(after, h, whens, {place: _ending(before, after, place) for place in gone}, late, allowed)
 
 
 def land(
     field: HostSwitchedField, flow: Flow, state: State, rows: Rows, before: Look, met: Prospect
-) -> tuple[State, Rows, Look, Event]:
-    """The step up to its first event: a kink by Newton's method, the end of a slide between two bounds."""
-    slides = field.mode.slides
+) -> tuple[State, Rows, Look | None, Event]:
+    """The step up to its first event that matters, which is sought between two bounds; no look if it was not taken."""
+    slides, rtol = field.mode.slides, float(flow.controller.rtol)
     times = {k: float(met.whens[k]) for k in met.event.hits} | {slides[place]: x for place, x in met.ends.items()}
     first = min(met.heavy or times, key=lambda k: times[k])
     place = slides.index(first) if first in slides else None
-    x, low, high = times[first], (0.0, _room(before, place, met)), (1.0, _room(met.after, place, met))
+    x, low, high = times[first], (0.0, _room(before, first, place, met)), (1.0, _room(met.after, first, place, met))
     for turn in range(_LANDINGS):
         end = np.asarray(state.t + x * met.h, state.t.dtype)
         moved, told = attempt(flow, field, state._replace(step=end - state.t), rows, end)
         if moved.num_accepted == state.num_accepted or moved.outcome == int(Outcome.STOPPED):
-            return moved, told, before, Event((), ())
+            return moved, told, None, Event((), ())
         moved = moved._replace(outcome=np.asarray(int(Outcome.RUNNING)))
         after = look(field, moved.y)
-        if place is not None:
-            gone, here = bool(over(after, float(flow.controller.rtol))[place]), (x, _room(after, place, met))
-            low, high = (low, here) if gone else (here, high)
-            width = high[0] - low[0]
-            exact = not met.turns(place) and _overdue(after, place, width * met.h) <= met.allowed
-            if gone and (exact or width < _NARROW):
-                break
-            x = _between(low, high) if turn < _LANDINGS - 2 else high[0]
-        else:
-            off = _time_left(field, after, first, met.allowed)
-            if off is None:
-                break
-            x = float(np.clip(x + off / met.h, 1e-3 * x, 1.0))
+        room = _room(after, first, place, met)
+        is_over = bool(over(after, rtol)[place]) if place is not None else room <= 0
+        low, high = (low, (x, room)) if is_over else ((x, room), high)
+        if _is_there(field, after, first, place, is_over, met, high[0] - low[0]):
+            break
+        x = _between(low, high) if turn < _LANDINGS - 2 or place is None else high[0]
+        if place is None and after.slopes[first] < 0:  # Newton's method
+            newton = low[0] - low[1] / (after.slopes[first] * met.h) if not is_over else None
+            newton = newton if newton is not None else high[0] - room / (after.slopes[first] * met.h)
+            x = newton if low[0] < newton < high[0] else x
+    hits = np.abs(after.margins) <= _AT_ONCE * met.h * -after.slopes  # met together
+    hits |= np.isfinite(met.whens) & (after.margins < 0)  # passed, at no cost
+    hits[list(slides)] = False
+    hits[[first] if place is None and (is_over or hits[first]) else []] = True
+    ended = np.flatnonzero(over(after, rtol)).tolist()
+    return moved, told, after, Event(tuple(np.flatnonzero(hits).tolist()), tuple(ended))
+
+
+def _is_there(
+    field: HostSwitchedField, after: Look, kink: int, place: int | None, is_over: bool, met: Prospect, width: float
+) -> bool:
+    """Whether this is the point of an event, which lies within `width` of the step."""
     if place is not None:
-        return moved, told, after, Event((), (place,))
-    near = np.abs(after.margins) <= _AT_ONCE * met.h * -after.slopes
-    near[list(slides)] = False
-    return moved, told, after, Event(tuple(sorted({first, *np.flatnonzero(near).tolist()})), ())
-
-
-def _time_left(field: HostSwitchedField, after: Look, kink: int, allowed: float) -> float | None:
-    """Until the kink is met, negative if it was; None if that does not matter."""
+        is_exact = not met.turns(place) and _overdue(after, place, width * met.h) <= met.allowed
+        return is_over and (is_exact or width < _NARROW)
     margin, slope = float(after.margins[kink]), float(after.slopes[kink])
     if not slope < 0:
-        return None
-    left = -margin / slope
+        return is_over and width < _NARROW
     jump = float(np.linalg.norm(jumps_at(field, after.y, [kink])))
-    met = abs(left) * jump <= 0.1 * allowed * np.sqrt(after.y.size) or abs(margin) <= _ULPS * np.spacing(abs(slope))
-    return None if met else left
+    off = abs(margin / slope)
+    return off * jump <= 0.1 * met.allowed * np.sqrt(after.y.size) or off <= _ULPS * float(np.spacing(met.h))
 
 
 def _overdue(after: Look, place: int, h: float) -> float:
@@ -126,10 +136,10 @@ def _overdue(after: Look, place: int, h: float) -> float:
     return 0.5 * h * excess * abs(strength) / float(np.sqrt(after.y.size))
 
 
-def _room(look: Look, place: int | None, met: Prospect) -> float:
-    """How far a slide is from its end, negative beyond it."""
+def _room(look: Look, kink: int, place: int | None, met: Prospect) -> float:
+    """How far a kink is, or a slide from its end; negative beyond it."""
     if place is None:
-        return 0.0
+        return float(look.margins[kink])
     share = float(look.shares[place])
     return float(look.strengths[place]) if met.turns(place) else min(share, 1 - share)
 

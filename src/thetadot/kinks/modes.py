@@ -21,6 +21,7 @@ from .events import jumps_at
 from .field import HostSwitchedField, Mode
 
 _NO_JUMP = 1e-11  # of the field: below it a switch is no kink, as that of elu
+_SAME = 1e-9  # shares
 _NOISE = 100  # times what rounding makes of the loss is none
 _STILL = 1e-7  # of the field
 _ROUNDS = 4
@@ -32,6 +33,7 @@ class Way(NamedTuple):
 
     mode: Mode
     is_settled: bool  # whether the field, once there, leads where the mode says
+    shares: Float[np.ndarray, " K"]  # of the on-sides
     resting: tuple[int, ...] = ()  # kinks that meet where a part of the flow comes to rest
 
 
@@ -52,51 +54,59 @@ def way_on(
     """
     states, slides = field.mode
     kinks = sorted({*hits, *slides})
-    force, jumps, normals = field.force(y), jumps_at(field, y, kinks), field.normals(y, kinks)
+    force, jumps, normals = field.mixed(y, field.shares), jumps_at(field, y, kinks), field.normals(y, kinks)
     _check_loss(field, y, kinks, jumps, normals)
     size = np.linalg.norm(force) + max((np.linalg.norm(jump) for jump in jumps), default=0.0)
-    if (rest := _rest(field.mode, kinks, hits, force, jumps, normals)) is not None:
+    if (rest := _rest(field.mode, field.shares, kinks, hits, force, jumps, normals)) is not None:
         return rest
-    new, off, free = states.copy(), force.copy(), []
+    shares = field.shares.copy()
+    for _ in range(_ROUNDS):
+        proposed = _shares(shares, states, kinks, hits, ended, force, jumps, normals, max(_NO_JUMP * size, field.noise))
+        change, shares = np.max(np.abs(proposed - shares)), proposed
+        if change < _SAME:
+            break
+        force, jumps = field.mixed(y, shares), jumps_at(field, y, kinks, shares)
+    slides = tuple(k for k in kinks if 0 < shares[k] < 1)
+    settled = _settled(field, y, Mode(shares > 0.5, slides), kinks, size)
+    return Way(settled or Mode(shares > 0.5, ()), settled is not None, shares)
+
+
+def _shares(shares, states, kinks, hits, ended, force, jumps, normals, none: float) -> Float[np.ndarray, " K"]:
+    """The shares that follow from jumps which were found at these shares."""
+    new, off, free = shares.copy(), force.copy(), []
     for place, k in enumerate(kinks):
         jump, strength = jumps[place], -(jumps[place] @ normals[place])
         if k in ended:
-            new[k] = ended[k]
-        elif np.linalg.norm(jump) > max(_NO_JUMP * size, field.noise) and strength > 0:
+            new[k] = float(ended[k])
+        elif np.linalg.norm(jump) > none and strength > 0:
             free.append(place)
-            new[k] = False
-        elif k in hits:
-            new[k] = not states[k]
-        off = off + (float(new[k]) - float(states[k])) * jump
-    chosen = _least(off, jumps[free])
-    kept = []
-    for place, share in zip(free, chosen, strict=True):
-        k = kinks[place]
-        if 0 < share < 1:
-            kept.append(k)
-        new[k] = share > 0.5
-    settled = _settled(field, y, Mode(new, tuple(kept)), kinks, size)
-    return Way(settled or Mode(new, ()), settled is not None)
+            new[k] = 0.0
+        else:
+            new[k] = float(states[k] != (k in hits))
+        off = off + (new[k] - shares[k]) * jump
+    new[[kinks[place] for place in free]] = _least(off, jumps[free])
+    return new
 
 
-def _rest(mode: Mode, kinks: list[int], hits: Collection[int], force, jumps, normals) -> Way | None:
+def _rest(mode: Mode, shares, kinks: list[int], hits: Collection[int], force, jumps, normals) -> Way | None:
     """To rest where more kinks meet than there are directions, if with all of them off nothing moves there."""
     group = group_of([kinks.index(k) for k in hits], normals) if hits else []
     if len(group) < 2 or not are_too_many(normals[group]):
         return None
     met = [kinks[i] for i in group]
-    off = force - mode.states[met] @ jumps[group]
+    off = force - shares[met] @ jumps[group]
     if np.linalg.norm(normals[group] @ off) > _STILL * np.linalg.norm(normals[group]) * np.linalg.norm(force):
         return None
     states = mode.states.copy()
     states[met] = False
-    return Way(Mode(states, tuple(k for k in mode.slides if k not in met)), True, tuple(met))
+    return Way(Mode(states, tuple(k for k in mode.slides if k not in met)), True, shares, tuple(met))
 
 
 def _check_loss(field: HostSwitchedField, y, kinks: list[int], jumps, normals) -> None:
     """Raises if the losses on both sides of a kink differ by more than its jump explains, as far away as y is."""
     loss, _, _, g, _ = field.moving(y)
-    apart = np.abs(field.sides(y, kinks)[0] - loss)
+    losses = field.sides(y, kinks, field.shares)[0]
+    apart = np.abs(losses[:, 1] - losses[:, 0])
     away = np.abs(g[kinks]) / np.maximum(np.linalg.norm(normals, axis=1), 1e-300)
     if np.any(apart > 4 * np.linalg.norm(jumps, axis=1) * away + _RAISED * abs(loss) + _NOISE * field.loss_noise):
         raise LossJumps

@@ -2,7 +2,7 @@
 
 A kink is where a *switching value* g(θ) passes zero: max(a, b) is a where g = a − b > 0 and b elsewhere. With the state
 of every switch given, a rule returns one of the two expressions, which is smooth; with states g > 0 it returns what the
-primitive itself does.
+primitive itself does. States are booleans, or numbers in [0, 1]: on a kink these mix the derivatives of both sides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,35 +17,45 @@ Choose = Callable[[Array, str], Array]
 """(switching values g, name of the primitive) -> the states, of the same shape."""
 
 
+def pick(state: Array, on: Array, off: Array) -> Array:
+    """`on` or `off`; between them, where the state is a number between 0 and 1."""
+    if state.dtype == jnp.bool_:
+        return jnp.where(state, on, off)
+    between = (state > 0) & (state < 1)
+    on_there, off_there = jnp.where(between, on, 0), jnp.where(between, off, 0)  # elsewhere one of them may be infinite
+    mixed = off_there + state.astype(on_there.dtype) * (on_there - off_there)
+    return jnp.where(between, mixed, jnp.where(state > 0, on, off))
+
+
 def _max(choose: Choose, ins: Sequence[Array], params: Mapping) -> Array:
     del params
     a, b = _alike(ins)
-    return jnp.where(choose(a - b, "max"), a, b)
+    return pick(choose(a - b, "max"), a, b)
 
 
 def _min(choose: Choose, ins: Sequence[Array], params: Mapping) -> Array:
     del params
     a, b = _alike(ins)
-    return jnp.where(choose(b - a, "min"), a, b)
+    return pick(choose(b - a, "min"), a, b)
 
 
 def _abs(choose: Choose, ins: Sequence[Array], params: Mapping) -> Array:
     del params
     (a,) = ins
-    return jnp.where(choose(a, "abs"), a, -a)
+    return pick(choose(a, "abs"), a, -a)
 
 
 def _sign(choose: Choose, ins: Sequence[Array], params: Mapping) -> Array:
     del params
     (a,) = ins
-    return jnp.where(choose(a, "sign"), jnp.ones_like(a), -jnp.ones_like(a))
+    return pick(choose(a, "sign"), jnp.ones_like(a), -jnp.ones_like(a))
 
 
 def _clamp(choose: Choose, ins: Sequence[Array], params: Mapping) -> Array:
     del params
     low, x, high = _alike(ins)
-    raised = jnp.where(choose(x - low, "clamp"), x, low)
-    return jnp.where(choose(high - x, "clamp"), raised, high)
+    raised = pick(choose(x - low, "clamp"), x, low)
+    return pick(choose(high - x, "clamp"), raised, high)
 
 
 def _greater(choose: Choose, ins: Sequence[Array], params: Mapping) -> Array:
@@ -85,7 +95,7 @@ def _tournament(choose: Choose, x: Array, name: str) -> Array:
     while (num := x.shape[-1]) > 1:
         half = num // 2
         a, b, odd = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-        x = jnp.concatenate([jnp.where(choose(a - b, name), a, b), odd], axis=-1)
+        x = jnp.concatenate([pick(choose(a - b, name), a, b), odd], axis=-1)
     return x[..., 0]
 
 
@@ -114,6 +124,22 @@ RULES: dict[str, Callable[[Choose, Sequence[Array], Mapping[str, Any]], Array]] 
     "reduce_window_max": _reduce_window_max,
 }
 """Primitive -> its rule."""
+
+def _select(ins: Sequence[Array]) -> Array:
+    state, off, on = ins
+    return pick(jnp.broadcast_to(state, on.shape), on, off)
+
+
+MASKS: dict[str, Callable[[Sequence[Array]], Array]] = {
+    "select_n": _select,
+    "not": lambda ins: 1 - ins[0],
+    "and": lambda ins: ins[0] * ins[1],
+    "or": lambda ins: ins[0] + ins[1] - ins[0] * ins[1],
+}
+"""Primitive of booleans -> what it does to numbers in [0, 1] in their place."""
+
+SHAPES = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "concatenate", "copy", "rev"}
+"""Primitives that only move numbers."""
 
 UNKNOWN = {
     "sort": "a sorted array",
