@@ -53,19 +53,19 @@ def measured_errors(num, num_layers, seed, rtol=1e-6):
 
 
 def test_escape_times_lie_within_their_stated_errors():
-    true, stated = measured_errors(6, 2, seed=1)
-    assert np.mean(true <= stated) >= 0.75  # 12 times: a coverage of 95 % leaves more than three outside once in 400
+    true, stated = measured_errors(4, 2, seed=1)
+    assert np.mean(true <= stated) >= 0.75  # 8 times: a coverage of 95 % leaves more than two outside once in 170
     assert np.max(true) < 1e-5 and np.all(stated < 1e-3)
     # The error bars are not simply wide: a hundredth of one would not do.
     assert np.mean(true <= stated / 100) < 0.8
 
 
 @pytest.mark.slow
-def test_stated_errors_cover_the_truth_in_200_random_flows():
-    """The true time within the stated error in 95 % of 200 flows, and the median stated error at most 10 × the true."""
-    results = [measured_errors(100, num_layers, seed=num_layers) for num_layers in (2, 3)]
+def test_stated_errors_cover_the_truth_in_100_random_flows():
+    """The true time within the stated error in 95 % of 100 flows, and the median stated error at most 10 × the true."""
+    results = [measured_errors(50, num_layers, seed=num_layers) for num_layers in (2, 3)]
     true, stated = (np.concatenate(part) for part in zip(*results, strict=True))
-    assert true.size == 400 and np.all(np.isfinite(stated))
+    assert true.size == 200 and np.all(np.isfinite(stated))
     coverage = np.mean(true <= stated)
     print(f"coverage {coverage:.3f}, median stated {np.median(stated):.2e}, median true {np.median(true):.2e}")  # noqa: T201
     assert coverage >= 0.95
@@ -73,7 +73,7 @@ def test_stated_errors_cover_the_truth_in_200_random_flows():
 
 
 def test_an_error_falls_with_the_tolerance():
-    loose, tight = (measured_errors(4, 2, seed=5, rtol=rtol) for rtol in (1e-4, 1e-7))
+    loose, tight = (measured_errors(2, 2, seed=5, rtol=rtol) for rtol in (1e-4, 1e-7))
     assert np.median(tight[0]) < np.median(loose[0]) / 30
     assert np.median(tight[1]) < np.median(loose[1]) / 30
 
