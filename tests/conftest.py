@@ -50,6 +50,15 @@ def sample_text():
     return find
 
 
+@pytest.fixture
+def on_the_host(monkeypatch):
+    """No loop is compiled, for flows that are over before it would be."""
+    from thetadot.engine import tiers
+
+    monkeypatch.setattr(tiers, "_WORK", 10**9)
+    monkeypatch.setattr(tiers, "_work", {})
+
+
 @pytest.fixture(autouse=True, scope="session")
 def check_types_of_one_step():
     """Shapes are checked in the first step that a flow takes on the host: a check costs as much as what it checks."""

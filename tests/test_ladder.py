@@ -52,7 +52,7 @@ def measured_errors(num, num_layers, seed, rtol=1e-6):
     return np.array(true), np.array(stated)
 
 
-def test_escape_times_lie_within_their_stated_errors():
+def test_escape_times_lie_within_their_stated_errors(on_the_host):
     true, stated = measured_errors(4, 2, seed=1)
     assert np.mean(true <= stated) >= 0.75  # 8 times: a coverage of 95 % leaves more than two outside once in 170
     assert np.max(true) < 1e-5 and np.all(stated < 1e-3)
