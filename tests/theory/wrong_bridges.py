@@ -8,7 +8,7 @@ from thetadot.theory.identity_bridge import flows, regularization, solve_program
 
 
 def _forced(**values):
-    """The flows of a grid in which these parameters have another value, whatever the grid says; of half of its seeds."""
+    """The flows of a grid in which these parameters have other values than it says; of half of its seeds."""
 
     def wrong(make, grid, t1=flows.T1, rtol=1e-6):
         free = {name: axis for name, axis in grid.items() if name not in values}
