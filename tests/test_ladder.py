@@ -72,7 +72,7 @@ def test_stated_errors_cover_the_truth_in_200_random_flows():
     assert np.median(stated) <= 10 * np.median(true)
 
 
-def test_an_error_falls_with_the_tolerance():
+def test_an_error_falls_with_the_tolerance(on_the_host):
     loose, tight = (measured_errors(2, 2, seed=5, rtol=rtol) for rtol in (1e-4, 1e-7))
     assert np.median(tight[0]) < np.median(loose[0]) / 30
     assert np.median(tight[1]) < np.median(loose[1]) / 30
