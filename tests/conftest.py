@@ -1,6 +1,7 @@
 """Strict JAX for every test, and the sample texts where they are."""
 
 import gc
+import inspect
 import os
 from pathlib import Path
 
@@ -9,8 +10,23 @@ import jax
 import jaxtyping
 import pytest
 
-from thetadot.compile import compiled
+_jaxtyped = jaxtyping.jaxtyped
 
+
+def jaxtyped(*, typechecker):
+    """What decorates every function of the library: it leaves those alone that say nothing to check.
+
+    Most are local, and made anew with every step on the host; to decorate one takes a millisecond, more than the step.
+    """
+    check = _jaxtyped(typechecker=typechecker)
+
+    def decorate(fn):
+        return check(fn) if not inspect.isfunction(fn) or fn.__annotations__ else fn
+
+    return decorate
+
+
+jaxtyping.jaxtyped = jaxtyped  # before anything of the library is imported
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -32,6 +48,15 @@ def sample_text():
         return path
 
     return find
+
+
+@pytest.fixture
+def on_the_host(monkeypatch):
+    """No loop is compiled, for flows that are over before it would be."""
+    from thetadot.engine import tiers
+
+    monkeypatch.setattr(tiers, "_WORK", 10**9)
+    monkeypatch.setattr(tiers, "_work", {})
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -58,6 +83,8 @@ def check_types_of_one_step():
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_code():
     """Compiled code is mapped into memory kernel by kernel: that of all modules together is more than Linux allows."""
+    from thetadot.compile import compiled
+
     yield
     if MEMORY_MAPS.exists() and MEMORY_MAPS.read_bytes().count(b"\n") > 20_000:  # of 65 530; a module leaves 5000
         compiled.cache_clear()

@@ -1,6 +1,7 @@
 """The contract that every problem obeys, and proofs that each of its checks can fail."""
 
 from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -176,13 +177,17 @@ SOLVERS = {"deflated": td.solvers.DeflatedExponential(8), "tsit5": "tsit5"}  # a
 QUICK = {"attention, persistent chain", "attention, non-reversible chain", "deep linear, L=2"}
 SLOW = {"deep linear, L=3", "linear attention, merged", "decoder"}  # their kin stand for them
 # The contract holds for both solvers on all problems; to save compilations, at most one of them a problem by default.
-DEFAULT = {(name, "deflated" if name in QUICK else "tsit5") for name in CASES.keys() - SLOW}
-PAIRS = [
-    pytest.param(name, solver, marks=() if (name, solver) in DEFAULT else pytest.mark.slow)
-    for name in CASES
-    for solver in SOLVERS
-]
-every_problem = pytest.mark.parametrize("name, solver", PAIRS)
+USUAL = {name: "deflated" if name in QUICK else "tsit5" for name in CASES}
+
+
+def marked(pairs):
+    """Pairs of a problem and a solver; slow, but for the usual solver of a quick problem."""
+    is_quick = lambda name, solver: solver == USUAL[name] and name not in SLOW  # noqa: E731
+    return [pytest.param(*pair, marks=() if is_quick(*pair) else pytest.mark.slow) for pair in pairs]
+
+
+every_problem = pytest.mark.parametrize("name, solver", marked(product(CASES, SOLVERS)))
+every_problem_once = pytest.mark.parametrize("name, solver", marked(USUAL.items()))
 make = cache(lambda name: CASES[name]())
 
 
@@ -295,7 +300,7 @@ def test_gradient_descent_approaches_the_flow_at_first_order(name, solver):
     assert coarse / fine == pytest.approx(2, rel=0.1)
 
 
-@every_problem
+@every_problem_once
 def test_gradient_is_the_finite_difference(name, solver):
     case, traj = make(name), flow(name, solver)
     assert gradient_gap(case.problem, case.params0) < 1e-6

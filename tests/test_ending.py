@@ -11,6 +11,7 @@ from thetadot import slopes
 from thetadot.engine import Request
 from thetadot.flow import begin_flow
 
+pytestmark = pytest.mark.usefixtures("on_the_host")
 TURN = jnp.array([[0.0, -1.0], [1.0, 0.0]])
 
 

@@ -31,6 +31,7 @@ from flows import (
 from thetadot.engine import tiers
 from thetadot.theory import matrix_factorization as theory
 
+pytestmark = pytest.mark.usefixtures("on_the_host")
 WATCHED = {"first": first, "wave": wave}
 exact_loss = jax.jit(theory.balanced_loss, static_argnums=3)
 exact_modes = jax.jit(theory.deep_mode, static_argnums=3)

@@ -29,7 +29,7 @@ from thetadot.engine import compiled_at_once
 
 
 @pytest.mark.parametrize("solver", ["auto", "tsit5"])
-def test_a_blow_up_is_a_result(solver):
+def test_a_blow_up_is_a_result(solver, on_the_host):
     """x' = 4x³ is infinite at t = 1/(8 x_0²). The sentence names the time, whichever way the last time rounds."""
     problem = scalar_flows(HILL, BOWL)
     for x0 in (0.5, 1.0, 1.3, 3.0):

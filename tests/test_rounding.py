@@ -19,8 +19,15 @@ def wells(params, data):
     return 0.5 * (x - 1) ** 2 + 0.25 * (z**2 - 1) ** 2
 
 
-@pytest.mark.parametrize("tier", [nullcontext, compiled_at_once])
-@pytest.mark.parametrize("solver", ["auto", "krylov"])
+@pytest.mark.parametrize(
+    ("tier", "solver"),
+    [
+        (nullcontext, "auto"),
+        (nullcontext, "krylov"),
+        (compiled_at_once, "auto"),
+        pytest.param(compiled_at_once, "krylov", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("z0", "frame", "status"), [(1e-17, FRAME, "rounding"), (1e-9, FRAME, "done"), (1e-17, FLAT, "done")]
 )

@@ -114,7 +114,7 @@ def test_an_interrupted_lane_goes_on_where_it_was_left(tmp_path, num_steps_taken
     row, interrupts = None, 0
     while row is None:
         with contextlib.suppress(Interrupted):
-            row = run_lane(job(tmp_path), 0, after(30))
+            row = run_lane(job(tmp_path), 0, after(80))
         interrupts += row is None
         assert interrupts < 100
     assert interrupts > 3 and num_steps_taken[0] == steps

@@ -257,8 +257,8 @@ def kill_and_resume(start, path, kills, uninterrupted):
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_no_finished_lane(start, tmp_path, uninterrupted):
-    kill_and_resume(start, tmp_path / "scan.zarr", 20, uninterrupted)
+def test_ten_kills_lose_no_finished_lane(start, tmp_path, uninterrupted):
+    kill_and_resume(start, tmp_path / "scan.zarr", 10, uninterrupted)
 
 
 def test_the_comparison_sees_another_scan(uninterrupted):

@@ -52,6 +52,7 @@ CASES = [(kind, size, seed) for kind in KINDS for size in (2, 5, 9) for seed in 
     ("absent", 21, 2),
     ("equal", 14, 2),
 ]
+COMPILED = [("absent", 2, 0), ("absent", 21, 2), ("equal", 5, 1), ("opposite", 5, 1)]  # of three shapes
 
 
 def distance(params, kind):
@@ -78,6 +79,7 @@ def test_there_are_twenty_cases():
         pytest.param(case, solver, marks=() if solver == "auto" or i % 7 == 0 else pytest.mark.slow)
         for solver in ("auto", "krylov", "stabilized", "tsit5")
         for i, case in enumerate(CASES)
+        if solver == "auto" or i % 2 == 0 or i % 7 == 0  # one seed is enough for the others
     ],
     ids=str,
 )
@@ -89,7 +91,7 @@ def test_what_the_field_keeps_the_solver_keeps(case, solver):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["auto", "krylov", "stabilized"])
-@pytest.mark.parametrize("case", CASES[::3], ids=str)
+@pytest.mark.parametrize("case", COMPILED, ids=str)
 def test_so_does_the_compiled_loop(case, solver):
     problem, start, _ = made(*case)
     with compiled_at_once():

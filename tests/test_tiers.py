@@ -65,7 +65,7 @@ def taken(monkeypatch):
     ("solver", "ts"),
     [
         ("auto", None),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("auto", GRID), ("krylov", None), ("krylov", GRID))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("auto", GRID), ("krylov", None))),
         ("stabilized", GRID),
     ],
 )

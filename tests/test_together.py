@@ -143,8 +143,8 @@ def test_a_strained_lane_goes_on_alone_and_chooses_as_it_would_alone():
 
 def test_it_can_be_left_between_two_chunks():
     """By an exception of `show`, even while a flow of another kind waits for the batch to end."""
-    starts = [layers(1e-3), layers(1e-2), layers(1e-2, size=4)]
-    ongoing = [begin_flow(Request(*start, 50.0)) for start in starts]
+    starts = [layers(1e-4), layers(1e-3), layers(1e-2), layers(1e-2, size=4)]
+    ongoing = [begin_flow(Request(*start, 50.0, crossings=CROSSINGS)) for start in starts]
     waiting, calls = deque(flow.run for flow in ongoing), []
 
     def show(report):
@@ -153,9 +153,9 @@ def test_it_can_be_left_between_two_chunks():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(drive_together(lambda: waiting.popleft() if waiting else None, 2, show))
+        list(drive_together(lambda: waiting.popleft() if waiting else None, 3, show))
     assert calls == [None] * 3 and not waiting
-    assert 0 < ongoing[0].run.num_steps <= 2 * 32 and ongoing[2].run.num_steps == 0
+    assert 0 < ongoing[0].run.num_steps <= 2 * 32 and ongoing[3].run.num_steps == 0
 
 
 def test_nothing_to_do():

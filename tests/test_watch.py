@@ -8,6 +8,8 @@ import thetadot as td
 from thetadot.engine import Request, compiled_at_once, drive_together
 from thetadot.flow import begin_flow, end_flow
 
+pytestmark = pytest.mark.usefixtures("on_the_host")
+
 
 def drift(params, data):
     del data

@@ -133,7 +133,9 @@ def first_times(trajs: Sequence[Trajectory]) -> dict[str, Measured]:
 
 
 def _means_nothing(traj: Trajectory, time: Measured) -> bool:
-    """Whether a time, or that there is none, says nothing about the flow."""
+    """Whether a time, or that there is none, says nothing about the flow, or is one of several."""
+    if time.value > traj.unique_until:
+        return True
     return not traj.stats["is_gradient"] or bool(np.isnan(time.value) and traj.status in ("step limit", "rounding"))
 
 

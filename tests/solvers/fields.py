@@ -1,6 +1,6 @@
 """One field for plain `diffrax.diffeqsolve`, and one solve of it, compiled once a solver and dtype."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 import thetadot as td
+from thetadot.compile.options import QUICK
 from thetadot.models import two_layer
 from thetadot.problem import vector_field
 from thetadot.solvers import DeflatedExponential, DisplacementController, KrylovExponential, StabilizedRungeKutta
@@ -110,8 +111,9 @@ def attempt(solver, y0, args: Args, t1, dt0, rtol, constant) -> Solved:
     return Solved(jax.tree.map(lambda leaf: leaf[0], sol.ys), *stats, sol.result == dfx.RESULTS.successful)
 
 
-_solve = eqx.filter_jit(attempt)
-_solve_lanes = eqx.filter_jit(eqx.filter_vmap(attempt, in_axes=(None, 0, None, None, None, 0, None)))
+_OPTIONS: Any = {"compiler_options": QUICK}  # of `jax.jit`
+_solve = eqx.filter_jit(attempt, **_OPTIONS)
+_solve_lanes = eqx.filter_jit(eqx.filter_vmap(attempt, in_axes=(None, 0, None, None, None, 0, None)), **_OPTIONS)
 
 
 def solve(name, y0, args, t1, *, rtol=None, dt0=1e-3, solve_one=_solve) -> Solved:

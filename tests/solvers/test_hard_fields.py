@@ -164,7 +164,7 @@ def test_a_huge_curvature_is_solved_right_or_not_called_done(name, seed, exponen
     rng = np.random.default_rng(seed)
     values = rng.permutation([10**exponent, 1.0, 0.5, 0.0])
     x0 = rng.uniform(0.5, 1, 4)
-    traj = flow(name, hard_problem(values), x0, 3.0, max_steps=400)
+    traj = flow(name, hard_problem(values), x0, 3.0, max_steps=250)  # 200 are enough for what is solved
     assert ends_with_its_sentence(traj)
     if traj.status == "done":
         np.testing.assert_allclose(end(traj), np.exp(-3.0 * values) * x0, atol=30 * RTOLS[name])

@@ -40,7 +40,11 @@ class Child:
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         self._process: Any = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True)
         self._is_ready = False
-        self._send([path for path in sys.path if path])
+        try:
+            self._send([path for path in sys.path if path])
+        except OSError:  # it has ended at once
+            self.close()
+            raise
 
     def ask(self, *program: Any) -> tuple[bytes | None, str | None]:
         """What it answers to a program; an `EOFError` if it dies on it."""
