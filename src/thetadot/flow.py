@@ -64,6 +64,12 @@ def gradient_flow(
         that it left a saddle from less than the rounding of the field; the deflated and Krylov solvers measure that
         (`traj.stats["rounding"]`), which "auto" starts with.
 
+        A loss with kinks (ReLU, hinge, |·|, max) is followed from kink to kink: where the field points towards one from
+        both sides the flow slides on it, by the least-norm element of what the gradients on all sides span.
+        `traj.stats["kinks"]` lists slides as (from, until, switch), counts crossings, and says by how much steps over
+        kinks that were too many to be located may have erred, relative to ‖θ‖. Such a flow may stop being unique:
+        `traj.unique_until` is the time of its first fork.
+
     Raises:
         ValueError: an argument makes no sense; the message says which, and what to do.
     """
@@ -121,6 +127,8 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
         hindrance=hindrance(run) if used_up else None,
     )
     status, result = with_rounding(status, result, numbers["rounding"])
+    if isinstance(run.tiers, Pieces):
+        status, result = run.tiers.report.verdict(status, result)
     return Trajectory(
         ts=run.log.times(),
         series=run.log.series(),

@@ -59,8 +59,9 @@ def crossing_times(
     the value a lower bound up to an e-fold or two. Parameters that the flow keeps equal, opposite or zero to the last
     bit are disturbed alike.
 
-    The error is infinite too where it exceeds 1e4 `rtol` T₁, since the tolerance does not control such a time; where
-    the gradient is not that of the loss; and of a NaN where the flow used up its steps, or rounding decided one of its
+    The error is infinite too where it exceeds 1e4 `rtol` T₁, since the tolerance does not control such a time; past the
+    first fork of a flow through kinks, where a time is one of several (`Trajectory.unique_until`); where the gradient
+    is not that of the loss; and of a NaN where the flow used up its steps, or rounding decided one of its
     escapes: it may have left to the wrong side.
 
     Args:

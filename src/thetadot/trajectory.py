@@ -61,6 +61,11 @@ class Trajectory(eqx.Module):
         return self.series[name]
 
     @property
+    def unique_until(self) -> float:
+        """Time of the first fork of a flow through kinks, past which it is one of several; else infinity."""
+        return self.stats.get("unique_until", float("inf"))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the series."""
         return tuple(self.series)

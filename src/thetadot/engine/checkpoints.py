@@ -28,12 +28,19 @@ from .field import traced
 from .loop import first_state
 from .run import Run
 from .state import Flow, State
+from .tiers import Tiers
 
 _MADE_BY = ("versions", "commit", "device")  # other ones may take other steps
 
 
 def checkpoint(run: Run) -> dict[str, np.ndarray]:
-    """All that the run knows, between two of its chunks, as arrays without objects."""
+    """All that the run knows, between two of its chunks, as arrays without objects.
+
+    Raises:
+        ValueError: the flow goes through kinks, whose mode is not kept.
+    """
+    if not isinstance(run.tiers, Tiers):
+        raise ValueError("a flow through kinks is not kept while it runs: it begins anew.")
     facts = {
         "flow": _digest(run),
         "choices": run.choices,

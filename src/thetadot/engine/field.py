@@ -8,7 +8,7 @@ that a first flow waits for.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import diffrax as dfx
 import jax
@@ -32,6 +32,31 @@ class Measured(NamedTuple):
 
     observables: dict[str, Array]
     invariants: tuple[Array, ...]
+
+
+@runtime_checkable
+class Field(Protocol):
+    """What steps ask of a field."""
+
+    def value_and_grad(self, y: Array) -> tuple[Array, Array]:
+        """(L, −θ')."""
+        ...
+
+    def values_and_grads(self, points: Array) -> tuple[Array, Array]:
+        """The same at several points."""
+        ...
+
+    def velocity(self, y: Array) -> Array:
+        """θ'."""
+        ...
+
+    def watched(self, y: Array, names: Collection[str]) -> dict[str, Array]:
+        """The observables of these names."""
+        ...
+
+    def invariants(self, y: Array) -> tuple[Array, ...]:
+        """The conserved quantities."""
+        ...
 
 
 @jax.tree_util.register_dataclass

@@ -20,9 +20,9 @@ from ..problem import Problem
 from ..solvers import curvatures
 from ..solvers._rounding import handed_over
 from ..solvers._vector import linearized
-from .field import TERM, HostField, TracedField, traced
+from .field import TERM, Field, HostField, TracedField, traced
 from .layout import Layout
-from .record import Field, at_levels, empty_rows, events_a_step, observe
+from .record import at_levels, empty_rows, events_a_step, observe
 from .state import Flow, Rows, State
 from .status import Outcome
 from .step import attempt, error_order, is_strained

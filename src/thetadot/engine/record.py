@@ -8,10 +8,8 @@ import jax
 from jaxtyping import Bool, Float
 
 from ..arrays import Array, cond, namespace, put, side_by_side, while_loop
-from .field import HostField, TracedField
+from .field import Field
 from .state import Flow, Rows, State
-
-Field = TracedField | HostField
 
 LOBATTO = (0.0, (1 - 1 / math.sqrt(5)) / 2, (1 + 1 / math.sqrt(5)) / 2, 1.0)
 """Where every step is looked at, as shares of it: the Gauss–Lobatto points."""

@@ -14,8 +14,8 @@ from ..arrays import Array, cond, each, namespace, side_by_side
 from ..solvers import few_steps_left
 from ..solvers._rounding import share_of_rounding
 from .accept import STEPS_AT_REST, crawling, is_sound, resting, retried, unless_sound
-from .field import TERM
-from .record import LOBATTO, Field, at_levels, levels_at, monotone, needs_gradient, record, record_crossings
+from .field import TERM, Field
+from .record import LOBATTO, at_levels, levels_at, monotone, needs_gradient, record, record_crossings
 from .state import Flow, Rows, State
 from .status import Outcome
 from .watch import monotone_crossings, num_pieces, watched_crossings

@@ -22,6 +22,7 @@ from .field import traced
 from .lapack import one_lapack_thread
 from .loop import several_steps
 from .run import Run
+from .tiers import Tiers
 
 _CHUNK_STEPS = 32  # tried in every lane between two visits to the host
 _ALONE = 3  # lanes go on one by one when less than the third part of a batch is left of them
@@ -48,6 +49,11 @@ def drive_together(
     batch = run = None
     with one_lapack_thread():
         while (run := run or take()) is not None or (batch and batch.active()):
+            if run is not None and not isinstance(run.tiers, Tiers):  # it has a way of its own
+                run.drive(show)
+                yield run
+                run = None
+                continue
             if run is not None:
                 batch = batch if batch and batch.active() else _Batch(run, width)
                 if batch.free() and _signature(run) == batch.signature:

@@ -97,13 +97,20 @@ def reached(before: Look, after: Look, h: float, slides, scales: Float[np.ndarra
 
 def hermite(v0: Array, d0: Array, v1: Array, d1: Array) -> Callable[[Array], Array]:
     """The cubic with values v and slopes d at 0 and 1."""
-    return lambda x: (1 + 2 * x) * (1 - x) ** 2 * v0 + x * (1 - x) ** 2 * d0 + x**2 * (3 - 2 * x) * v1 + x**2 * (x - 1) * d1
+    return lambda x: (
+        (1 + 2 * x) * (1 - x) ** 2 * v0 + x * (1 - x) ** 2 * d0 + x**2 * (3 - 2 * x) * v1 + x**2 * (x - 1) * d1
+    )
 
 
 def over(look: Look, rtol: float) -> Bool[np.ndarray, " S"]:
     """Which slides are over: their λ has left [0, 1], or the field no longer points towards the kink."""
-    slack = np.maximum(rtol, look.noise / np.maximum(np.abs(look.strengths), 1e-300))
-    return (look.shares < -slack) | (look.shares > 1 + slack) | (look.strengths <= look.noise)
+    beyond = slack(look, rtol)
+    return (look.shares < -beyond) | (look.shares > 1 + beyond) | (look.strengths <= look.noise)
+
+
+def slack(look: Look, rtol: float) -> Float[np.ndarray, " S"]:
+    """By how much λ may leave [0, 1]: what the tolerance, and rounding, make of it."""
+    return np.maximum(rtol, look.noise / np.maximum(np.abs(look.strengths), 1e-300))
 
 
 def site_scales(g: Float[np.ndarray, " K"], sites: Int[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:

@@ -12,7 +12,7 @@ Lee 2020, Found. Comput. Math. 20, 119: such curves fall at the rate −‖θ'�
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,13 +144,15 @@ class Programs(NamedTuple):
     products: Callable  # (data, stretch, y, mode, rows) -> ∂θ'/∂θ times each of these
     speeds: Callable  # (data, stretch, y, mode, velocity) -> dg/dt
     normals: Callable  # (data, stretch, y, mode, kinks) -> ∇g_k
-    sides: Callable  # (data, stretch, y, mode, shares, kinks) -> (L, −∇L, g) on both sides of each kink, (S, 2, 1 + P + K)
+    sides: (
+        Callable  # (data, stretch, y, mode, shares, kinks) -> (L, −∇L, g) on both sides of each kink, (S, 2, 1 + P + K)
+    )
     mixed: Callable  # (data, stretch, y, mode, shares) -> −∇L
 
 
 @lru_cache(maxsize=128)
 def _programs(loss_fn, layout, shapes, light: bool) -> Programs:
-    compiler = quick if light else jax.jit
+    compiler: Callable = quick if light else jax.jit
     switches = switches_of(loss_fn, shapes)
 
     def at(data, stretch, mode):
@@ -250,7 +252,9 @@ class HostSwitchedField:
         """The nearest point on the kinks that are slid on, by Newton's method."""
         slides = list(self.mode.slides)
         for _ in range(_NEWTON if slides else 0):
-            out = np.asarray(self._programs.moving(self._data, self._stretch, y, self._args(Mode(self.mode.states, ()))))
+            out = np.asarray(
+                self._programs.moving(self._data, self._stretch, y, self._args(Mode(self.mode.states, ())))
+            )
             g = out[1 + 2 * y.size :][slides]
             y = y - np.linalg.lstsq(self.normals(y, slides), g, rcond=_DEPENDENT)[0].astype(y.dtype)
         return y
@@ -272,7 +276,9 @@ class HostSwitchedField:
             same = np.all(np.abs(here - there) <= _SAME * np.max(np.abs(here), axis=1, keepdims=True), axis=1)
             rows = dict(zip(new, here, strict=True))
             self._constant |= {k: row for k, row, is_same in zip(new, here, same, strict=True) if is_same}
-        return np.stack([rows.get(k, self._constant.get(k)) for k in kinks]) if kinks else np.zeros((0, y.size), y.dtype)
+        return (
+            np.stack([rows.get(k, self._constant.get(k)) for k in kinks]) if kinks else np.zeros((0, y.size), y.dtype)
+        )
 
     def _normals_at(self, y: np.ndarray, kinks: Collection[int]) -> np.ndarray:
         room, _ = filled(kinks)
@@ -289,7 +295,9 @@ class HostSwitchedField:
 
     def mixed(self, y: Float[Array, " P"], shares: Float[np.ndarray, " K"]) -> Float[Array, " P"]:
         """−∇L with all switches in their `shares`."""
-        return np.asarray(self._programs.mixed(self._data, self._stretch, y, self._args(Mode(self.mode.states, ())), shares))
+        return np.asarray(
+            self._programs.mixed(self._data, self._stretch, y, self._args(Mode(self.mode.states, ())), shares)
+        )
 
     def value_and_grad(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"]]:
         """(L, −θ')."""
@@ -310,7 +318,9 @@ class HostSwitchedField:
 
         def times(rows):
             at = self._on_slides(y)
-            return self._tangent(self._programs.products(self._data, self._stretch, at, self._args(), self._tangent(rows)))
+            return self._tangent(
+                self._programs.products(self._data, self._stretch, at, self._args(), self._tangent(rows))
+            )
 
         return Jacobian(lambda vector: times(vector[None])[0], lambda block: times(np.ascontiguousarray(block.T)).T)
 
@@ -323,7 +333,7 @@ class HostSwitchedField:
         return self._plain.invariants(y)
 
     def _on_slides(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
-        """The nearest point on the kinks that are slid on, where these are flat: the field is a function of it alone."""
+        """The nearest point on the slides, where these are flat: the field is a function of it alone."""
         return y if self._normals is None else self._origin + self._tangent((y - self._origin)[None])[0]
 
     def _tangent(self, rows: Float[Array, "N P"]) -> Float[np.ndarray, "N P"]:

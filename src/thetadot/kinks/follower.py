@@ -1,7 +1,7 @@
 """Steps with switches held: cut at events, along slides, and over kinks that are too many."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from .corners import pull
 from .events import Look, hermite, jumps_at, look, over, site_scales
 from .field import HostSwitchedField, Mode
 from .landing import Event, Prospect, land, prospect
-from .modes import way_on
+from .modes import check_loss, way_on
 from .report import KinkReport
 
 _MANY = 64  # kinks in a step, that are not all located
@@ -104,6 +104,7 @@ class Follower:
                 if late > met.allowed * _NONE:
                     self._flat[int(self._sites[k])] = -1
             return False
+        check_loss(self.switched, met.after.y, list(met.late))
         for k in met.late:
             site = int(self._sites[k])
             if self._flat.get(site, 0) >= 0:
@@ -191,7 +192,9 @@ class Follower:
         still = [k for k in hits if k not in mode.slides and k not in resting]
         sizes = np.linalg.norm(self.switched.normals(y, still), axis=1)
         speed = np.linalg.norm(self.switched.velocity(y))
-        stopped = [k for k, size in zip(still, sizes, strict=True) if abs(self._here.slopes[k]) <= _STILL * size * speed]
+        stopped = [
+            k for k, size in zip(still, sizes, strict=True) if abs(self._here.slopes[k]) <= _STILL * size * speed
+        ]
         for kinks in (*((k,) for k in stopped), *([resting] if resting else [])):
             self._asleep[kinks] = self._pull(kinks, y)
             self._tell_if_awake(kinks, t)
@@ -208,8 +211,13 @@ class Follower:
             share = 0.0
             if last < 0 < now:
                 path = hermite(before.y, -h * state.grad, after.y, -h * moved.grad)
-                share = find_root(lambda x: self._pull(kinks, path(x)), *map(np.float64, (0.0, 1.0, last, now))).x
-            self._tell_if_awake(kinks, t + h * float(share))
+                share = self._share_asleep(kinks, path, last, now)
+            self._tell_if_awake(kinks, t + h * share)
+
+    def _share_asleep(self, kinks: tuple[int, ...], path: Callable, last: float, now: float) -> float:
+        """The share of a step along `path` after which the pull is no longer negative."""
+        ends = (np.float64(x) for x in (0, 1, last, now))
+        return float(find_root(lambda x: np.float64(self._pull(kinks, path(x))), *ends).x)
 
     def _tell_if_awake(self, kinks: tuple[int, ...], t: float) -> None:
         if self._asleep[kinks] > self.switched.noise:

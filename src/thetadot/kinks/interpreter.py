@@ -13,7 +13,17 @@ from ..problem import inner_jaxprs
 from .rules import MASKS, RULES, SHAPES, SMOOTH, UNKNOWN
 
 _POSITIVE = {"exp", "exp2", "abs", "logistic", "square", "sqrt"}
-_KEEP_POSITIVE = {"add", "mul", "div", "reduce_sum", "dot_general", "broadcast_in_dim", "reshape", "transpose", "squeeze"}
+_KEEP_POSITIVE = {
+    "add",
+    "mul",
+    "div",
+    "reduce_sum",
+    "dot_general",
+    "broadcast_in_dim",
+    "reshape",
+    "transpose",
+    "squeeze",
+}
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call"}
 
 
@@ -27,6 +37,7 @@ class Switchboard:
 
     def __init__(self, held: Sequence[tuple[Array, Array]] | None = None):
         self.held, self.values, self.names = held, [], []
+        self.result: Any = None  # of the program, at the end
         self._seen: dict[tuple, tuple] = {}
 
     def choose(self, g: Array, name: str) -> Array:
@@ -37,7 +48,7 @@ class Switchboard:
         if self.held is None:
             return g > 0
         states, free = self.held[site]
-        return jnp.where(free, g > 0, states)  # numbers, where the states are
+        return jnp.where(free, (g > 0).astype(states.dtype), states)
 
     def apply(self, name: str, ins: Sequence[Array], literals: tuple, params: Any) -> Array:
         """The result of a primitive; the same comparison of the same arrays is one site."""
@@ -124,10 +135,12 @@ def evaluate(
         if name == "abs" and equation.invars[0] in positive:
             outs, moved = ins, move
         elif counts and name in RULES and _of_reals(equation):
-            keys = tuple(atom.val.item() if isinstance(atom, Literal) else id(x) for atom, x in zip(equation.invars, ins))
+            keys = tuple(_name(atom, x) for atom, x in zip(equation.invars, ins, strict=True))
             outs, moved = [board.apply(name, ins, keys, equation.params)], [True]
-        elif counts and not _is_smooth(equation) and (
-            any(has_kinks(inner) for inner in inner_jaxprs(equation)) or (name in _CALLS and takes_masks)
+        elif (
+            counts
+            and not _is_smooth(equation)
+            and (any(has_kinks(inner) for inner in inner_jaxprs(equation)) or (name in _CALLS and takes_masks))
         ):
             outs, moved = _parts(equation, ins, move, board, outs_matter)
         elif takes_masks:
@@ -140,11 +153,18 @@ def evaluate(
 
 def _live(jaxpr: Any, matters: Sequence[bool]) -> set:
     """The variables on which outputs that matter depend, but for what only ends in `stop_gradient`."""
-    live = {atom for atom, wanted in zip(jaxpr.outvars, matters, strict=True) if wanted and not isinstance(atom, Literal)}
+    live = {
+        atom for atom, wanted in zip(jaxpr.outvars, matters, strict=True) if wanted and not isinstance(atom, Literal)
+    }
     for equation in reversed(jaxpr.eqns):
         if equation.primitive.name != "stop_gradient" and any(atom in live for atom in equation.outvars):
             live |= {atom for atom in equation.invars if not isinstance(atom, Literal)}
     return live
+
+
+def _name(atom: Any, value: Any) -> Any:
+    """What two equal inputs have in common."""
+    return atom.val.item() if isinstance(atom, Literal) else id(value)
 
 
 def _is_mask(atom: Any, value: Any) -> bool:
@@ -275,4 +295,4 @@ def _cond(params: Any, ins: Sequence, move: Sequence[bool], board: Switchboard, 
 def _far(shape: jax.ShapeDtypeStruct, states: Array | None) -> Array:
     """Switching values of one, on the side of the states."""
     one = jnp.ones(shape.shape, shape.dtype)
-    return one if states is None else jnp.where(states > 0, one, -one)
+    return one if states is None else jnp.where(states.astype(shape.dtype) > 0, one, -one)

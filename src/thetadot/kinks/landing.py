@@ -1,5 +1,6 @@
 """The step again, up to its first event that matters."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from ..engine.state import Flow, Rows, State
 from ..engine.status import Outcome
 from ..engine.step import attempt
 from ..solvers.displacement import DisplacementController, rms
-from .events import Look, jumps_at, look, over, reached
+from .events import Look, jumps_at, look, over, reached, slack
 from .field import HostSwitchedField
 
 _NEGLIGIBLE = 0.3  # of the tolerance: what may be added to the error of a step
@@ -41,6 +42,7 @@ class Prospect(NamedTuple):
     ends: dict[int, float]  # place of a slide that is over -> where it ended
     late: dict[int, float]  # kink -> what it adds to the error if its event is taken to be at the end of the step
     allowed: float  # in all
+    rtol: float
 
     def turns(self, place: int) -> bool:
         """Whether a slide is over since its kink no longer attracts."""
@@ -62,7 +64,9 @@ class Prospect(NamedTuple):
         return [k for k, late in self.late.items() if late > self.allowed / len(self.late)]
 
 
-def prospect(field: HostSwitchedField, flow: Flow, before: Look, after: Look, h: float, scales, allowed=None) -> Prospect:
+def prospect(
+    field: HostSwitchedField, flow: Flow, before: Look, after: Look, h: float, scales, allowed=None
+) -> Prospect:
     """What a step has met, whose ends look like this; `allowed` is that of a longer step, if it was shortened."""
     slides, y = field.mode.slides, after.y
     whens = reached(before, after, h, slides, scales)
@@ -73,11 +77,21 @@ def prospect(field: HostSwitchedField, flow: Flow, before: Look, after: Look, h:
         _, forces, values = field.sides(y, hits, field.shares)
         sizes = np.linalg.norm(forces[:, 1] - forces[:, 0], axis=1) / np.sqrt(y.size)
         moves = np.any(np.abs(values[:, 1] - values[:, 0]) > _MOVES * np.abs(after.margins) + _EXACT * scales, axis=1)
-        late = {k: float(np.inf if m else (1 - whens[k]) * h * size) for k, size, m in zip(hits, sizes, moves, strict=True)}
+        late = {
+            k: float(np.inf if m else (1 - whens[k]) * h * size) for k, size, m in zip(hits, sizes, moves, strict=True)
+        }
     late |= {slides[place]: _overdue(after, place, h) for place in gone}
     rounding = DisplacementController.floor * float(np.finfo(y.dtype).eps) * float(rms(y))
     allowed = allowed or _NEGLIGIBLE * (float(flow.controller.rtol) * float(rms(y - before.y)) + rounding)
-    return Prospect(after, h, whens, {place: _ending(before, after, place) for place in gone}, late, allowed)
+    return Prospect(
+        after,
+        h,
+        whens,
+        {place: _ending(before, after, place) for place in gone},
+        late,
+        allowed,
+        float(flow.controller.rtol),
+    )
 
 
 def land(
@@ -89,6 +103,7 @@ def land(
     first = min(met.heavy or times, key=lambda k: times[k])
     place = slides.index(first) if first in slides else None
     x, low, high = times[first], (0.0, _room(before, first, place, met)), (1.0, _room(met.after, first, place, met))
+    was_over = None
     for turn in range(_LANDINGS):
         end = np.asarray(state.t + x * met.h, state.t.dtype)
         moved, told = attempt(flow, field, state._replace(step=end - state.t), rows, end)
@@ -98,7 +113,9 @@ def land(
         after = look(field, moved.y)
         room = _room(after, first, place, met)
         is_over = bool(over(after, rtol)[place]) if place is not None else room <= 0
-        low, high = (low, (x, room)) if is_over else ((x, room), high)
+        if is_over == was_over:  # the other end has stayed: half of its value counts (Illinois)
+            low, high = (low[0], low[1] / 2), (high[0], high[1] / 2)
+        low, high, was_over = (low, (x, room), True) if is_over else ((x, room), high, False)
         if _is_there(field, after, first, place, is_over, met, high[0] - low[0]):
             break
         x = _between(low, high) if turn < _LANDINGS - 2 or place is None else high[0]
@@ -120,13 +137,13 @@ def _is_there(
     """Whether this is the point of an event, which lies within `width` of the step."""
     if place is not None:
         is_exact = not met.turns(place) and _overdue(after, place, width * met.h) <= met.allowed
-        return is_over and (is_exact or width < _NARROW)
+        return is_over and bool(is_exact or width < _NARROW)
     margin, slope = float(after.margins[kink]), float(after.slopes[kink])
     if not slope < 0:
-        return is_over and width < _NARROW
+        return is_over and bool(width < _NARROW)
     jump = float(np.linalg.norm(jumps_at(field, after.y, [kink])))
     off = abs(margin / slope)
-    return off * jump <= 0.1 * met.allowed * np.sqrt(after.y.size) or off <= _ULPS * float(np.spacing(met.h))
+    return off * jump <= 0.1 * met.allowed * math.sqrt(after.y.size) or off <= _ULPS * float(np.spacing(met.h))
 
 
 def _overdue(after: Look, place: int, h: float) -> float:
@@ -141,7 +158,8 @@ def _room(look: Look, kink: int, place: int | None, met: Prospect) -> float:
     if place is None:
         return float(look.margins[kink])
     share = float(look.shares[place])
-    return float(look.strengths[place]) if met.turns(place) else min(share, 1 - share)
+    beyond = float(slack(look, met.rtol)[place])
+    return float(look.strengths[place]) if met.turns(place) else min(share, 1 - share) + beyond
 
 
 def _between(low: tuple[float, float], high: tuple[float, float]) -> float:

@@ -55,8 +55,8 @@ def way_on(
     states, slides = field.mode
     kinks = sorted({*hits, *slides})
     force, jumps, normals = field.mixed(y, field.shares), jumps_at(field, y, kinks), field.normals(y, kinks)
-    _check_loss(field, y, kinks, jumps, normals)
-    size = np.linalg.norm(force) + max((np.linalg.norm(jump) for jump in jumps), default=0.0)
+    check_loss(field, y, kinks)
+    size = float(np.linalg.norm(force)) + float(np.max(np.linalg.norm(jumps, axis=1), initial=0.0))
     if (rest := _rest(field.mode, field.shares, kinks, hits, force, jumps, normals)) is not None:
         return rest
     shares = field.shares.copy()
@@ -102,13 +102,13 @@ def _rest(mode: Mode, shares, kinks: list[int], hits: Collection[int], force, ju
     return Way(Mode(states, tuple(k for k in mode.slides if k not in met)), True, shares, tuple(met))
 
 
-def _check_loss(field: HostSwitchedField, y, kinks: list[int], jumps, normals) -> None:
+def check_loss(field: HostSwitchedField, y: Float[np.ndarray, " P"], kinks: list[int]) -> None:
     """Raises if the losses on both sides of a kink differ by more than its jump explains, as far away as y is."""
     loss, _, _, g, _ = field.moving(y)
-    losses = field.sides(y, kinks, field.shares)[0]
-    apart = np.abs(losses[:, 1] - losses[:, 0])
-    away = np.abs(g[kinks]) / np.maximum(np.linalg.norm(normals, axis=1), 1e-300)
-    if np.any(apart > 4 * np.linalg.norm(jumps, axis=1) * away + _RAISED * abs(loss) + _NOISE * field.loss_noise):
+    losses, forces, _ = field.sides(y, kinks, field.shares)
+    jumps, sizes = np.linalg.norm(forces[:, 1] - forces[:, 0], axis=1), np.linalg.norm(field.normals(y, kinks), axis=1)
+    explained = 4 * jumps * np.abs(g[kinks]) / np.maximum(sizes, 1e-300)
+    if np.any(np.abs(losses[:, 1] - losses[:, 0]) > explained + _RAISED * abs(loss) + _NOISE * field.loss_noise):
         raise LossJumps
 
 
@@ -129,7 +129,7 @@ def _least(off: Float[np.ndarray, " P"], jumps: Float[np.ndarray, "S P"]) -> Flo
 
 def _settled(field: HostSwitchedField, y, mode: Mode, kinks: list[int], size: float) -> Mode | None:
     """The mode, with sides that the field does not lead to exchanged, if this comes to an end."""
-    before, was_free = field.mode, field.is_free
+    before, was_free, found = field.mode, field.is_free, None
     for _ in range(_ROUNDS):
         field.enter(mode)
         field.settle(y)
@@ -140,9 +140,8 @@ def _settled(field: HostSwitchedField, y, mode: Mode, kinks: list[int], size: fl
         limits = 1e-9 * np.linalg.norm(normals, axis=1) * size
         wrong = [k for k, limit in zip(at, limits, strict=True) if speeds[k] < -limit]
         if not wrong:
+            found = mode
             break
         mode = mode.flipped(wrong)
-    else:
-        mode = None
     field.enter(before, was_free)
-    return mode
+    return found

@@ -106,5 +106,5 @@ class Pieces:
                 self._follows = False
                 state = self._tiers.restart(own, state)
                 break
-        self.report.until(float(state.t))
+        self.report.until(float(state.t), not np.any(state.grad))
         return state, rows, np.asarray(False)

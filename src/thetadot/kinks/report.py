@@ -21,6 +21,7 @@ class KinkReport:
         self.slides: list[list] = []  # [from, until, kink]
         self.forks: list[tuple[float, str]] = []
         self.error = 0.0  # of steps over kinks, relative to ‖θ‖
+        self.rests = False  # on a kink, and nothing moves any more
         self.jump: float | None = None  # where the loss itself has jumped
         self._open: dict[int, int] = {}
 
@@ -34,8 +35,9 @@ class KinkReport:
             self.slides.append([t, t, kink])
         self.num_crossings += sum(bool(before.states[k] != after.states[k]) for k in hits if k not in now)
 
-    def until(self, t: float) -> None:
-        """Slides that are not over have lasted until t."""
+    def until(self, t: float, rests: bool) -> None:
+        """Slides that are not over have lasted until t; whether the flow has come to rest on them."""
+        self.rests = rests and bool(self._open)
         for place in self._open.values():
             self.slides[place][1] = t
 
@@ -57,6 +59,22 @@ class KinkReport:
     def unique_until(self) -> float:
         """The first fork."""
         return min((t for t, _ in self.forks), default=math.inf)
+
+    def verdict(self, status: str, sentence: str) -> tuple[str, str]:
+        """The status and the sentence of a flow that has ended, with what kinks have to do with it."""
+        if self.jump is not None:
+            return "failed", (
+                f"Failed at t = {self.jump:.6g}: the loss jumps there, from one side of a comparison to the other, so "
+                "that it has no gradient flow. Write it without the jump."
+            )
+        if status == "done" and self.rests:
+            sentence = f"Came to rest at a kink ({self.name(next(iter(self._open)))}). {sentence}"
+        if self.forks:
+            t, words = min(self.forks)
+            sentence += f" From t = {t:.6g} on it is one of several flows: {words}."
+        if self.error:
+            sentence += f" Steps over kinks that were not located may have changed it by {self.error:.1g} of ‖θ‖."
+        return status, sentence
 
     def stats(self) -> dict[str, Any]:
         """As plain Python."""

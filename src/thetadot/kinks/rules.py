@@ -82,7 +82,9 @@ def _reduce_window_max(choose: Choose, ins: Sequence[Array], params: Mapping) ->
     """A maximum over a window: padding stands for the first entry of its window, from which it does not differ."""
     x, sizes, strides = ins[0], params["window_dimensions"], params["window_strides"]
     if any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"])):
-        raise ValueError("the loss takes a maximum over a dilated window, whose kinks are not known: use plain windows.")
+        raise ValueError(
+            "the loss takes a maximum over a dilated window, whose kinks are not known: use plain windows."
+        )
     places = np.pad(np.arange(x.size).reshape(x.shape), params["padding"], constant_values=-1)
     windows = np.lib.stride_tricks.sliding_window_view(places, sizes)[tuple(slice(None, None, s) for s in strides)]
     windows = windows.reshape(*windows.shape[: x.ndim], -1)
@@ -124,6 +126,7 @@ RULES: dict[str, Callable[[Choose, Sequence[Array], Mapping[str, Any]], Array]] 
     "reduce_window_max": _reduce_window_max,
 }
 """Primitive -> its rule."""
+
 
 def _select(ins: Sequence[Array]) -> Array:
     state, off, on = ins

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, PyTree
+from jaxtyping import Bool, Float, PyTree, Shaped
 
 from ..arrays import Array
 from ..problem import Problem, program_of
@@ -52,9 +52,12 @@ class Switches:
         raise IndexError(k)
 
     def loss(
-        self, params: PyTree, data: PyTree, states: Bool[Array, " K"], free: Bool[Array, " K"]
+        self, params: PyTree, data: PyTree, states: Shaped[Array, " K"], free: Bool[Array, " K"]
     ) -> tuple[Float[Array, ""], Float[Array, " K"]]:
-        """L with switch k in its state, or, where it is free, on for g_k > 0; and all switching values g."""
+        """L with switch k in its state, or, where it is free, on for g_k > 0; and all switching values g.
+
+        States are booleans, or numbers in [0, 1], which mix both sides.
+        """
         board = Switchboard(list(zip(self._split(states), self._split(free), strict=True)))
         self._run(board, params, data)
         flat = [g.ravel() for g in board.values]
@@ -81,7 +84,11 @@ def switches_of(loss_fn: Callable, shapes: Any) -> Switches:
 
 
 def has_switches(problem: Problem, params: PyTree) -> bool:
-    """Whether a loss has kinks, as far as its program tells. Raises a ValueError where it has some that nobody knows."""
+    """Whether a loss has kinks, as far as its program tells.
+
+    Raises:
+        ValueError: it has some that are not known.
+    """
     if not has_kinks(program_of(problem, params)):
         return False
     return switches_of(problem.loss_fn, shapes_of(params, problem.data)).size > 0
