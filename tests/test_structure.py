@@ -50,6 +50,7 @@ ORDER = [
     "provenance",
     "identity",
     "engine",
+    "kinks",
     "trajectory",
     "flow",
     "rest",

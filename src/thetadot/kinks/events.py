@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ..arrays import Array
-from .field import HostSwitchedField
+from .host import HostSwitchedField
 
 _LOOKS = np.linspace(0, 1, 17)  # shares of a step at which a switching value is followed
 _ROUNDING = 1e-13  # of the largest switching value of a site

@@ -12,7 +12,8 @@ from ..roots import find_root
 from ..solvers.displacement import rms
 from .corners import pull
 from .events import Look, hermite, jumps_at, look, over, site_scales
-from .field import HostSwitchedField, Mode
+from .field import Mode
+from .host import HostSwitchedField
 from .landing import Event, Prospect, land, prospect
 from .modes import check_loss, way_on
 from .report import KinkReport

@@ -11,7 +11,7 @@ from ..engine.status import Outcome
 from ..engine.step import attempt
 from ..solvers.displacement import DisplacementController, rms
 from .events import Look, jumps_at, look, over, reached, slack
-from .field import HostSwitchedField
+from .host import HostSwitchedField
 
 _NEGLIGIBLE = 0.3  # of the tolerance: what may be added to the error of a step
 _MOVES = 0.01  # of a switching value: what a kink within another may change of it without being located

@@ -18,7 +18,8 @@ from jaxtyping import Float
 
 from .corners import are_too_many, group_of
 from .events import jumps_at
-from .field import HostSwitchedField, Mode
+from .field import Mode
+from .host import HostSwitchedField
 
 _NO_JUMP = 1e-11  # of the field: below it a switch is no kink, as that of elu
 _SAME = 1e-9  # shares

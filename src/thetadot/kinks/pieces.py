@@ -24,8 +24,8 @@ from ..engine.status import Outcome
 from ..engine.tiers import Tiers
 from ..problem import Problem
 from ..solvers import DeflatedExponential
-from .field import HostSwitchedField
 from .follower import Follower
+from .host import HostSwitchedField
 from .modes import LossJumps
 from .report import KinkReport
 
