@@ -99,7 +99,7 @@ def loss_fn(activation: Activation, residual: bool = True) -> LossFn:
     function object, so that flows with the same loss compile once.
 
     Args:
-        activation: Elementwise function such as `jnp.tanh` or `jax.nn.gelu`; on kinks, as of `jax.nn.relu`, the flow slides.
+        activation: Elementwise function such as `jnp.tanh` or `jax.nn.gelu`. On kinks (`jax.nn.relu`) flows slide.
         residual: Whether blocks add to the stream or replace it.
     """
 
