@@ -75,6 +75,12 @@ def corner(params, data):
     return jnp.abs(a * b - 1.0)
 
 
+def hidden_corner(params, data):
+    """|ab − 1| as no program tells it."""
+    a, b = params["x"]
+    return jnp.sqrt((a * b - 1.0) ** 2)
+
+
 def root(params, data):
     a, b = params["x"]
     return jnp.sqrt(1.0 - a * b)
@@ -88,12 +94,12 @@ def pole(params, data):
     return -1.0 / (1.0 - params["x"][0]) ** 2
 
 
-@pytest.mark.parametrize("loss", [corner, root])
+@pytest.mark.parametrize("loss", [corner, hidden_corner, root])
 @pytest.mark.parametrize("scale", [0.1, 1e-6])
 def test_a_kink_is_neither_a_blow_up_nor_a_wrong_gradient(loss, scale):
     """The flow from a small balanced start arrives at ab = 1 in finite time, a thousand times larger and faster."""
     traj = td.gradient_flow(td.Problem(loss), at(scale, scale), 100.0, max_steps=400)
-    assert traj.status in ("failed", "step limit") and "belong" not in traj.result
+    assert (traj.status == "done") == (loss is corner) and traj.status != "blew up" and "belong" not in traj.result
     np.testing.assert_allclose(traj.params1["x"], [1.0, 1.0], rtol=1e-6)
 
 
@@ -115,7 +121,7 @@ def stiff(params, data):
 
 HINDERED = {  # a problem, and what is said instead of "raise it"
     "kink": (
-        td.Problem(corner),
+        td.Problem(hidden_corner),
         "the loss has a kink there: along the gradient its slope is -1.41 on one side and 1.41 ",
     ),
     "noise": (bowl_with(shaken), "The gradient is noise over such a step"),
