@@ -45,6 +45,16 @@ def test_kinks_that_nobody_knows_are_refused(name):
         td.gradient_flow(td.Problem(loss), W, 1.0)
 
 
+def test_kinks_inside_a_solver_are_left_to_it_and_named():
+    def loss(w, data):
+        _, found = jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, jnp.abs(c[1]) - 0.1), (0, w))
+        return jnp.sum(found**2)
+
+    switches = Switches(lambda w, data: jnp.sum(jnp.abs(w)) + loss(w, data), W, None)
+    assert switches.unseen == ["while"] and switches.size == W.size
+    assert Switches(loss, W, None).size == 0
+
+
 def relu_loss(params, data):
     x, y = data
     return 0.5 * jnp.mean((jax.nn.relu(x @ params["w"].T) @ params["a"] - y) ** 2)

@@ -37,6 +37,7 @@ class Switchboard:
 
     def __init__(self, held: Sequence[tuple[Array, Array]] | None = None):
         self.held, self.values, self.names = held, [], []
+        self.unseen: list[str] = []  # primitives whose insides are taken as they are
         self.result: Any = None  # of the program, at the end
         self._seen: dict[tuple, tuple] = {}
 
@@ -209,11 +210,9 @@ def _parts(equation: Any, ins: Sequence, move: Sequence[bool], board: Switchboar
         return _scan(equation.params, ins, move, board, matters)
     if name == "cond":
         return _cond(equation.params, ins, move, board, matters)
-    if name not in _CALLS:
-        raise ValueError(
-            f"the loss has kinks inside `{name}`, which are not known there: write that part without it, with `jit`, "
-            "`scan` or `cond`."
-        )
+    if name not in _CALLS:  # a solver within the loss, or a derivative of the user's own
+        board.unseen.append(name)
+        return _bound(equation, ins), [True] * len(equation.outvars)
     inner = inner_jaxprs(equation)[0]
     inner, consts = _open(inner)
     return evaluate(inner, consts, ins, move, board, matters)

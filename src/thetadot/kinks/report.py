@@ -80,6 +80,7 @@ class KinkReport:
         """As plain Python."""
         return {
             "switches": self.switches.size,
+            "unseen": list(self.switches.unseen),
             "crossings": self.num_crossings,
             "slides": [(begin, end, self.name(kink)) for begin, end, kink in self.slides],
             "forks": list(self.forks),

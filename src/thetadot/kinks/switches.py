@@ -31,6 +31,7 @@ class Switches:
         shapes = jax.eval_shape(lambda *args: self._run(board, *args).values, params, data)
         self.shapes: list[tuple[int, ...]] = [shape.shape for shape in shapes]
         self.names: list[str] = list(board.names)
+        self.unseen: list[str] = sorted(set(board.unseen))  # primitives with kinks inside that nobody looks for
 
     @property
     def size(self) -> int:
@@ -91,7 +92,9 @@ def has_switches(problem: Problem, params: PyTree) -> bool:
     """
     if not has_kinks(program_of(problem, params)):
         return False
-    return switches_of(problem.loss_fn, shapes_of(params, problem.data)).size > 0
+    switches = switches_of(problem.loss_fn, shapes_of(params, problem.data))
+    has_own_derivative = any(name.startswith("custom_vjp") for name in switches.unseen)  # which is not ours to change
+    return switches.size > 0 and not has_own_derivative
 
 
 def shapes_of(params: PyTree, data: PyTree) -> Any:
