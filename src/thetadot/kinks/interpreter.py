@@ -177,7 +177,9 @@ def _of_masks(equation: Any, ins: Sequence) -> list:
     """The outputs of an equation, some of whose booleans are numbers."""
     name, params = equation.primitive.name, equation.params
     if name in MASKS:
-        return [MASKS[name](ins)]
+        kind = next(x.dtype for atom, x in zip(equation.invars, ins, strict=True) if _is_mask(atom, x))
+        bools = [atom.aval.dtype == jnp.bool_ for atom in equation.invars]
+        return [MASKS[name]([jnp.asarray(x, kind) if is_bool else x for x, is_bool in zip(ins, bools, strict=True)])]
     if name in SHAPES:
         return [equation.primitive.bind(*ins, **params)]
     if name == "convert_element_type" and jnp.issubdtype(params["new_dtype"], jnp.floating):

@@ -129,7 +129,7 @@ RULES: dict[str, Callable[[Choose, Sequence[Array], Mapping[str, Any]], Array]] 
 
 
 def _select(ins: Sequence[Array]) -> Array:
-    state, off, on = ins
+    state, off, on = map(jnp.asarray, ins)
     return pick(jnp.broadcast_to(state, on.shape), on, off)
 
 

@@ -94,7 +94,22 @@ def has_switches(problem: Problem, params: PyTree) -> bool:
         return False
     switches = switches_of(problem.loss_fn, shapes_of(params, problem.data))
     has_own_derivative = any(name.startswith("custom_vjp") for name in switches.unseen)  # which is not ours to change
-    return switches.size > 0 and not has_own_derivative
+    return switches.size > 0 and not has_own_derivative and _can_be_mixed(switches, params, problem.data)
+
+
+def _can_be_mixed(switches: Switches, params: PyTree, data: PyTree) -> bool:
+    """Whether numbers may stand for its booleans, and it has two derivatives: not all that solve within do."""
+    states, free = jnp.zeros(switches.size), jnp.zeros(switches.size, bool)
+
+    def change(params, data):
+        grad = jax.grad(lambda params: switches.loss(params, data, states, free)[0])
+        return jax.jvp(grad, (params,), (params,))
+
+    try:
+        jax.eval_shape(change, params, data)
+    except (TypeError, ValueError, AttributeError, NotImplementedError):
+        return False
+    return True
 
 
 def shapes_of(params: PyTree, data: PyTree) -> Any:
