@@ -110,9 +110,8 @@ def end_flow(ongoing: Ongoing) -> Trajectory:
     """The second half, after `ongoing.run.drive()`: all that was recorded, and how it ended."""
     run, request, began = ongoing
     numbers, wrong = stats(run) | _watching(run, request), run.wrong()
-    if isinstance(run.tiers, Pieces) and run.outcome == Outcome.UNDERFLOW:  # where two sides have nothing in common
-        wrong = None
     if isinstance(run.tiers, Pieces):
+        wrong = None if run.outcome == Outcome.UNDERFLOW else wrong  # there two sides may have nothing in common
         numbers |= {"kinks": run.tiers.report.stats(), "unique_until": run.tiers.report.unique_until}
     numbers |= {"is_gradient": wrong is None, "wall_s": time.perf_counter() - began}
     used_up = run.outcome == Outcome.RUNNING and not run.satisfied() and not wrong

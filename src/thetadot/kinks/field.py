@@ -107,26 +107,9 @@ class SwitchedField:
 
         return along, g
 
-    def value_and_grad(self, y: Float[Array, " P"]) -> tuple[Float[Array, ""], Float[Array, " P"]]:
-        """(L, −θ')."""
-        loss, velocity, *_ = self.moving(y)
-        return loss, -velocity
-
-    def values_and_grads(self, points: Float[Array, "N P"]) -> tuple[Float[Array, " N"], Float[Array, "N P"]]:
-        """The same at several points."""
-        return jax.vmap(self.value_and_grad)(points)
-
     def velocity(self, y: Float[Array, " P"]) -> Float[Array, " P"]:
         """θ'."""
         return self.moving(y)[1]
-
-    def watched(self, y: Float[Array, " P"], names: Collection[str]) -> dict[str, Array]:
-        """The observables of these names."""
-        return self.plain.watched(y, names)
-
-    def invariants(self, y: Float[Array, " P"]) -> tuple[Array, ...]:
-        """The conserved quantities."""
-        return self.plain.invariants(y)
 
 
 class Programs(NamedTuple):

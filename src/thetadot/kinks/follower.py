@@ -15,7 +15,7 @@ from .events import Look, hermite, jumps_at, look, over, site_scales
 from .field import Mode
 from .host import HostSwitchedField
 from .landing import Event, Prospect, land, prospect
-from .modes import check_loss, way_on
+from .modes import checked_jumps, way_on
 from .report import KinkReport
 
 _MANY = 64  # kinks in a step, that are not all located
@@ -105,7 +105,7 @@ class Follower:
                 if late > met.allowed * _NONE:
                     self._flat[int(self._sites[k])] = -1
             return False
-        check_loss(self.switched, met.after.y, list(met.late))
+        checked_jumps(self.switched, met.after.y, list(met.late))
         for k in met.late:
             site = int(self._sites[k])
             if self._flat.get(site, 0) >= 0:

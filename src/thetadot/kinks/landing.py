@@ -118,11 +118,9 @@ def land(
         low, high, was_over = (low, (x, room), True) if is_over else ((x, room), high, False)
         if _is_there(field, after, first, place, is_over, met, high[0] - low[0]):
             break
+        newton = x - room / (after.slopes[first] * met.h) if place is None and after.slopes[first] < 0 else np.nan
         x = _between(low, high) if turn < _LANDINGS - 2 or place is None else high[0]
-        if place is None and after.slopes[first] < 0:  # Newton's method
-            newton = low[0] - low[1] / (after.slopes[first] * met.h) if not is_over else None
-            newton = newton if newton is not None else high[0] - room / (after.slopes[first] * met.h)
-            x = newton if low[0] < newton < high[0] else x
+        x = newton if low[0] < newton < high[0] else x
     hits = np.abs(after.margins) <= _AT_ONCE * met.h * -after.slopes  # met together
     hits |= np.isfinite(met.whens) & (after.margins < 0)  # passed, at no cost
     hits[list(slides)] = False

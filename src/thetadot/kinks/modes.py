@@ -55,8 +55,8 @@ def way_on(
     """
     states, slides = field.mode
     kinks = sorted({*hits, *slides})
-    force, jumps, normals = field.mixed(y, field.shares), jumps_at(field, y, kinks), field.normals(y, kinks)
-    check_loss(field, y, kinks)
+    jumps = checked_jumps(field, y, kinks)
+    force, normals = field.mixed(y, field.shares), field.normals(y, kinks)
     size = float(np.linalg.norm(force)) + float(np.max(np.linalg.norm(jumps, axis=1), initial=0.0))
     if (rest := _rest(field.mode, field.shares, kinks, hits, force, jumps, normals)) is not None:
         return rest
@@ -103,14 +103,19 @@ def _rest(mode: Mode, shares, kinks: list[int], hits: Collection[int], force, ju
     return Way(Mode(states, tuple(k for k in mode.slides if k not in met)), True, shares, tuple(met))
 
 
-def check_loss(field: HostSwitchedField, y: Float[np.ndarray, " P"], kinks: list[int]) -> None:
-    """Raises if the losses on both sides of a kink differ by more than its jump explains, as far away as y is."""
+def checked_jumps(field: HostSwitchedField, y: Float[np.ndarray, " P"], kinks: list[int]) -> Float[np.ndarray, "S P"]:
+    """f_on − f_off of each kink.
+
+    Raises:
+        LossJumps: the losses on both sides of one differ by more than its jump explains, as far away as y is.
+    """
     loss, _, _, g, _ = field.moving(y)
     losses, forces, _ = field.sides(y, kinks, field.shares)
-    jumps, sizes = np.linalg.norm(forces[:, 1] - forces[:, 0], axis=1), np.linalg.norm(field.normals(y, kinks), axis=1)
-    explained = 4 * jumps * np.abs(g[kinks]) / np.maximum(sizes, 1e-300)
+    jumps, sizes = forces[:, 1] - forces[:, 0], np.linalg.norm(field.normals(y, kinks), axis=1)
+    explained = 4 * np.linalg.norm(jumps, axis=1) * np.abs(g[kinks]) / np.maximum(sizes, 1e-300)
     if np.any(np.abs(losses[:, 1] - losses[:, 0]) > explained + _RAISED * abs(loss) + _NOISE * field.loss_noise):
         raise LossJumps
+    return jumps
 
 
 def _least(off: Float[np.ndarray, " P"], jumps: Float[np.ndarray, "S P"]) -> Float[np.ndarray, " S"]:

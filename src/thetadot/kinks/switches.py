@@ -79,26 +79,27 @@ class Switches:
 @lru_cache(maxsize=128)
 def switches_of(loss_fn: Callable, shapes: Any) -> Switches:
     """The switches of a loss; `shapes` is (structure, shapes and dtypes) of parameters and data."""
-    structure, leaves = shapes
-    params, data = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in leaves])
-    return Switches(loss_fn, params, data)
+    return Switches(loss_fn, *_likes(shapes))
 
 
 def has_switches(problem: Problem, params: PyTree) -> bool:
-    """Whether a loss has kinks, as far as its program tells.
+    """Whether a loss has kinks that can be followed, as far as its program tells.
 
     Raises:
         ValueError: it has some that are not known.
     """
-    if not has_kinks(program_of(problem, params)):
+    return has_kinks(program_of(problem, params)) and _can_follow(problem.loss_fn, shapes_of(params, problem.data))
+
+
+@lru_cache(maxsize=128)
+def _can_follow(loss_fn: Callable, shapes: Any) -> bool:
+    """Whether there are switches, numbers may stand for their states, and the loss has two derivatives.
+
+    A solver within the loss need not allow that, and a derivative of the user's own is not ours to change.
+    """
+    switches = switches_of(loss_fn, shapes)
+    if switches.size == 0 or any(name.startswith("custom_vjp") for name in switches.unseen):
         return False
-    switches = switches_of(problem.loss_fn, shapes_of(params, problem.data))
-    has_own_derivative = any(name.startswith("custom_vjp") for name in switches.unseen)  # which is not ours to change
-    return switches.size > 0 and not has_own_derivative and _can_be_mixed(switches, params, problem.data)
-
-
-def _can_be_mixed(switches: Switches, params: PyTree, data: PyTree) -> bool:
-    """Whether numbers may stand for its booleans, and it has two derivatives: not all that solve within do."""
     states, free = jnp.zeros(switches.size), jnp.zeros(switches.size, bool)
 
     def change(params, data):
@@ -106,7 +107,7 @@ def _can_be_mixed(switches: Switches, params: PyTree, data: PyTree) -> bool:
         return jax.jvp(grad, (params,), (params,))
 
     try:
-        jax.eval_shape(change, params, data)
+        jax.eval_shape(change, *_likes(shapes))
     except (TypeError, ValueError, AttributeError, NotImplementedError):
         return False
     return True
@@ -116,3 +117,9 @@ def shapes_of(params: PyTree, data: PyTree) -> Any:
     """(structure, shapes and dtypes) of parameters and data."""
     leaves, structure = jax.tree.flatten((params, data))
     return structure, tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
+
+
+def _likes(shapes: Any) -> tuple[PyTree, PyTree]:
+    """What stands for parameters and data of these shapes."""
+    structure, leaves = shapes
+    return jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in leaves])
